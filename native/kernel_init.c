@@ -1,0 +1,282 @@
+/* The kernel-init: pid 1 of a restored process's pid namespace, and its parent.
+ *
+ *   kernel-init --control FD --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
+ *               [--gid-map "IN OUT"] [--monotonic "SEC NSEC"] [--boottime "SEC NSEC"]
+ *               [--bounding HEX] [--keep FD]... STUB
+ *
+ * 1. Enters new user (when maps are given), pid, mount and time namespaces.
+ * 2. Forks pid 1, which mounts a /proc of its own and makes the processes that the restored one
+ *    remembers: session leader, parent, group leader, each with its old pid (clone3(2), set_tid,
+ *    Linux 5.5). Programs that watch getppid(2), such as ipykernel, find what they expect.
+ * 3. The last one becomes the stub. Over the control socket, of type SOCK_SEQPACKET with
+ *    SO_PASSCRED on the driver's side, pid 1 sends "init" and the stub-to-be "stub", so that the
+ *    driver learns both pids in its own namespace (unix(7)); then it waits for one byte and
+ *    executes STUB. The driver seizes it meanwhile. A closed socket ends it.
+ * 4. Pid 1 reaps, forwards signals to the restored process and ends with its status; the kernel
+ *    then kills whatever is left in the namespace.
+ *
+ * A failure is sent as "error STEP: TEXT". */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <linux/capability.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef CLONE_NEWTIME
+#define CLONE_NEWTIME 0x00000080
+#endif
+#ifndef CAP_CHECKPOINT_RESTORE
+#define CAP_CHECKPOINT_RESTORE 40
+#endif
+
+enum { MAX_KEEP = 64, CAP_WORDS = 2 };
+
+static int control = -1;
+static volatile pid_t forward_to;
+
+static struct {
+  pid_t pid, ppid, sid, pgid;
+  const char *uid_map, *gid_map, *monotonic, *boottime, *stub;
+  unsigned long long bounding;
+  int keep[MAX_KEEP], kept;
+} want = {.bounding = ~0ULL};
+
+__attribute__((noreturn)) static void fail(const char *step) {
+  char text[256];
+  int length = snprintf(text, sizeof text, "error %s: %s", step, strerror(errno));
+  if (control >= 0)
+    (void)!write(control, text, (size_t)length);
+  _exit(111);
+}
+
+static void write_file(const char *path, const char *text) {
+  int fd = open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || write(fd, text, strlen(text)) < 0)
+    fail(path);
+  close(fd);
+}
+
+static void write_map(const char *path, const char *map) {
+  char line[80];
+  snprintf(line, sizeof line, "%s 1\n", map);
+  write_file(path, line);
+}
+
+static void forward(int signal) {
+  if (forward_to > 0)
+    kill(forward_to, signal);
+}
+
+static void forward_signals_to(pid_t child) {
+  static const int forwarded[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+  struct sigaction action = {.sa_handler = forward, .sa_flags = SA_RESTART};
+  forward_to = child;
+  for (size_t i = 0; i < sizeof forwarded / sizeof *forwarded; i++)
+    sigaction(forwarded[i], &action, NULL);
+}
+
+/* Close all descriptors and keep /dev/null as standard streams: whoever reads from the caller's
+ * pipes must not wait for this process. */
+static void close_everything(void) {
+  control = -1;
+  if (syscall(SYS_close_range, 0, ~0U, 0))
+    for (int fd = 0; fd < 65536; fd++)
+      close(fd);
+  int null = open("/dev/null", O_RDWR);
+  if (null == 0) {
+    (void)!dup(0);
+    (void)!dup(0);
+  }
+}
+
+/* Reap until `child` ends; return its status as an exit code. */
+static int wait_for(pid_t child) {
+  for (;;) {
+    int status;
+    pid_t gone = wait(&status);
+    if (gone == child)
+      return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    if (gone < 0 && errno == ECHILD)
+      return 111;
+  }
+}
+
+static pid_t clone_with_pid(pid_t pid) {
+  pid_t set_tid[1] = {pid};
+  struct clone_args arguments = {
+      .exit_signal = SIGCHLD, .set_tid = (uintptr_t)set_tid, .set_tid_size = 1};
+  long child = syscall(SYS_clone3, &arguments, sizeof arguments);
+  if (child < 0)
+    fail("clone3 with set_tid");
+  return (pid_t)child;
+}
+
+static void keep_one_capability(void) {
+  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+  struct __user_cap_data_struct data[CAP_WORDS];
+  if (syscall(SYS_capget, &header, data))
+    fail("capget");
+  for (int i = 0; i < CAP_WORDS; i++)
+    data[i].inheritable = data[i].permitted;
+  if (syscall(SYS_capset, &header, data))
+    fail("capset");
+  if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_CHECKPOINT_RESTORE, 0, 0))
+    fail("ambient capability");
+}
+
+static void drop_bounding_set(void) {
+  for (int capability = 0; capability < 64; capability++)
+    if (!(want.bounding >> capability & 1) && prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1)
+      prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
+}
+
+__attribute__((noreturn)) static void become_stub(void) {
+  if (want.sid == want.pid || want.sid == 0)
+    setsid();
+  else if (want.pgid == want.pid)
+    setpgid(0, 0);
+  else if (want.pgid > 0 && setpgid(0, want.pgid))
+    fail("setpgid");
+  struct rlimit files;
+  if (!getrlimit(RLIMIT_NOFILE, &files)) {
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+  drop_bounding_set();
+  if (want.uid_map)
+    keep_one_capability();
+  if (write(control, "stub", 4) != 4)
+    _exit(111);
+  char go;
+  if (read(control, &go, 1) != 1)
+    _exit(111);
+  for (int i = 0; i < want.kept; i++)
+    fcntl(want.keep[i], F_SETFD, 0);
+  fcntl(control, F_SETFD, FD_CLOEXEC);
+  char *arguments[] = {(char *)want.stub, NULL}, *environment[] = {NULL};
+  execve(want.stub, arguments, environment);
+  fail("execute the stub");
+}
+
+/* Make the next process of the chain session leader -> parent -> restored process, each a child
+ * of the one before; `level` says which. Never returns. */
+__attribute__((noreturn)) static void descend(int level) {
+  pid_t next = want.pid;
+  if (level == 0 && want.sid > 1 && want.sid != want.pid && want.sid != want.ppid)
+    next = want.sid;
+  else if (level <= 1 && want.ppid > 1)
+    next = want.ppid;
+  pid_t group = 0;
+  if (next == want.pid && want.pgid > 1 && want.pgid != want.pid && want.pgid != want.ppid &&
+      want.pgid != want.sid && (group = clone_with_pid(want.pgid)) == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    close_everything();
+    for (;;)
+      pause();
+  }
+  if (group)
+    setpgid(group, group);
+  pid_t child = clone_with_pid(next);
+  if (child == 0) {
+    if (next == want.pid)
+      become_stub();
+    if (next == want.sid && setsid() < 0)
+      fail("setsid");
+    if (next == want.pgid && next != want.sid && setpgid(0, 0))
+      fail("setpgid");
+    descend(next == want.sid && next != want.ppid ? 1 : 2);
+  }
+  forward_signals_to(want.pid);
+  close_everything();
+  exit(wait_for(child));
+}
+
+__attribute__((noreturn)) static void run_init(void) {
+  if (setsid() < 0)
+    fail("setsid");
+  if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+    fail("make mounts private");
+  if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
+    fail("mount /proc");
+  if (write(control, "init", 4) != 4)
+    _exit(111);
+  descend(0);
+}
+
+static void enter_namespaces(void) {
+  char text[160];
+  if (want.uid_map) {
+    if (unshare(CLONE_NEWUSER))
+      fail("new user namespace");
+    write_file("/proc/self/setgroups", "deny");
+    write_map("/proc/self/uid_map", want.uid_map);
+    write_map("/proc/self/gid_map", want.gid_map);
+  }
+  if (unshare(CLONE_NEWPID | CLONE_NEWNS))
+    fail("new pid and mount namespaces");
+  if (want.monotonic) {
+    if (unshare(CLONE_NEWTIME))
+      fail("new time namespace");
+    snprintf(text, sizeof text, "monotonic %s\nboottime %s\n", want.monotonic, want.boottime);
+    write_file("/proc/self/timens_offsets", text);
+  }
+}
+
+static void parse(int count, char **words) {
+  static const struct option options[] = {
+      {"control", 1, NULL, 'c'},  {"pid", 1, NULL, 'p'},       {"ppid", 1, NULL, 'P'},
+      {"sid", 1, NULL, 's'},      {"pgid", 1, NULL, 'g'},      {"uid-map", 1, NULL, 'u'},
+      {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'}, {"boottime", 1, NULL, 'b'},
+      {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {NULL, 0, NULL, 0}};
+  for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;)
+    switch (option) {
+    case 'c': control = atoi(optarg); break;
+    case 'p': want.pid = atoi(optarg); break;
+    case 'P': want.ppid = atoi(optarg); break;
+    case 's': want.sid = atoi(optarg); break;
+    case 'g': want.pgid = atoi(optarg); break;
+    case 'u': want.uid_map = optarg; break;
+    case 'G': want.gid_map = optarg; break;
+    case 'm': want.monotonic = optarg; break;
+    case 'b': want.boottime = optarg; break;
+    case 'B': want.bounding = strtoull(optarg, NULL, 16); break;
+    case 'k':
+      if (want.kept == MAX_KEEP)
+        exit(2);
+      want.keep[want.kept++] = atoi(optarg);
+      break;
+    default: exit(2);
+    }
+  if (optind != count - 1 || control < 0 || want.pid < 2 || !want.uid_map != !want.gid_map ||
+      !want.monotonic != !want.boottime) {
+    fputs("kernel-init: started by snapkernel, not by hand\n", stderr);
+    exit(2);
+  }
+  want.stub = words[optind];
+}
+
+int main(int count, char **words) {
+  parse(count, words);
+  enter_namespaces();
+  pid_t init = fork();
+  if (init < 0)
+    fail("fork");
+  if (init == 0)
+    run_init();
+  forward_signals_to(init);
+  close_everything();
+  return wait_for(init);
+}

@@ -1,0 +1,14 @@
+#include <stddef.h>
+#include <stdint.h>
+
+/* Mark which pages of a buffer hold anything but zeros: map[i] becomes 1 or 0. Returns how many
+ * do. */
+size_t sk_nonzero_pages(const uint8_t *buffer, size_t pages, size_t page_size, uint8_t *map);
+
+/* Byte transposition of elements of `width` bytes (2, 4, 8): all first bytes, then all second
+ * bytes, and so on; what does not fill an element is copied to the end. Numbers compress better
+ * that way. */
+void sk_shuffle(const uint8_t *from, uint8_t *to, size_t length, size_t width);
+
+/* Undo sk_shuffle. */
+void sk_unshuffle(const uint8_t *from, uint8_t *to, size_t length, size_t width);

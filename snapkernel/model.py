@@ -1,0 +1,593 @@
+"""The manifest: every record of a snapshot, typed, frozen and versioned.
+
+A manifest is encoded as MessagePack and read back through these types, so wrong types, missing
+fields and unknown fields are refused when a store, which is untrusted input, is read.
+``docs/format.md`` is the normative text. Addresses and sizes are in bytes. Kernel structures that
+are only ever handed back to the same kernel interface on the same architecture (``siginfo_t``,
+``struct sigaction``, ``stack_t``, ``struct itimerval``) are kept as the bytes the kernel gave.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+
+SCHEMA = 1
+"""Version of the manifest's schema. A newer one is refused, an older one is converted."""
+
+RUN = struct.Struct("<QQ")
+"""One run of bytes in ``Content.runs``: address, length."""
+
+CHUNK = struct.Struct("<32sIIIIB")
+"""One chunk in ``Content.chunks``: BLAKE3 of its bytes, index into ``Manifest.packs``, offset in
+that pack, stored length, length, codec."""
+
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
+DescriptorNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+class Record(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Base of all records."""
+
+
+class Content(Record, kw_only=True):
+    """Bytes at addresses (of an address space, or offsets of a file), kept in chunks.
+
+    Attributes:
+        runs: packed ``RUN`` entries, ascending and disjoint. What no run covers is zero.
+        chunks: packed ``CHUNK`` entries. Their bytes, one after the other, are the bytes of the
+            runs, one after the other.
+    """
+
+    runs: bytes = b""
+    chunks: bytes = b""
+
+    def __post_init__(self) -> None:
+        if len(self.runs) % RUN.size or len(self.chunks) % CHUNK.size:
+            raise ValueError("content tables are truncated")
+
+    @property
+    def length(self) -> int:
+        """Bytes in all runs."""
+        return sum(length for _, length in RUN.iter_unpack(self.runs))
+
+    def iter_runs(self) -> Iterator[tuple[int, int]]:
+        """Yield ``(address, length)``."""
+        return RUN.iter_unpack(self.runs)  # type: ignore[return-value]
+
+    def iter_chunks(self) -> Iterator[tuple[bytes, int, int, int, int, int]]:
+        """Yield ``(id, pack, offset, stored, length, codec)``."""
+        return CHUNK.iter_unpack(self.chunks)  # type: ignore[return-value]
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+class FileIdentity(Record, kw_only=True):
+    """A file that is not in the snapshot but must be the same on restore.
+
+    Attributes:
+        path: as the process saw it.
+        size: bytes.
+        mtime_ns: time of the last modification.
+        build_id: hexadecimal GNU build id of an ELF file, else empty.
+    """
+
+    path: str
+    size: Natural
+    mtime_ns: int
+    build_id: str = ""
+
+
+class SharedMemory(Record, kw_only=True):
+    """One shared object: shared anonymous memory, a memfd, or a deleted file that is mapped.
+
+    Attributes:
+        kind: ``anonymous``, ``memfd`` or ``deleted-file``.
+        name: of the memfd, or path of the deleted file.
+        size: bytes.
+        seals: ``F_GET_SEALS`` of a memfd.
+        mode: permission bits of a deleted file or memfd.
+        content: its bytes.
+    """
+
+    kind: str
+    name: str = ""
+    size: Natural
+    seals: Natural = 0
+    mode: Natural = 0
+    content: Content = Content()
+
+
+class Mapping(Record, kw_only=True):
+    """One virtual memory area (vma), as in ``/proc/PID/smaps`` (proc(5)).
+
+    Attributes:
+        start: first address.
+        end: address after the last.
+        protection: ``PROT_*`` bits.
+        shared: ``MAP_SHARED``.
+        offset: into the file or shared object.
+        flags: the two-letter VmFlags that describe how it was made.
+        file: index into ``Manifest.files``.
+        object: index into ``Manifest.shared_memory``.
+        name: name given to anonymous memory by ``PR_SET_VMA_ANON_NAME``, or ``[heap]``, ``[stack]``.
+    """
+
+    start: Natural
+    end: Natural
+    protection: Annotated[int, msgspec.Meta(ge=0, le=7)]
+    shared: bool = False
+    offset: Natural = 0
+    flags: tuple[str, ...] = ()
+    file: Natural | None = None
+    object: Natural | None = None
+    name: str = ""
+
+
+class MemoryLayout(Record, kw_only=True):
+    """``struct prctl_mm_map`` (prctl(2), PR_SET_MM_MAP) without the pointers."""
+
+    start_code: Natural
+    end_code: Natural
+    start_data: Natural
+    end_data: Natural
+    start_brk: Natural
+    brk: Natural
+    start_stack: Natural
+    arg_start: Natural
+    arg_end: Natural
+    env_start: Natural
+    env_end: Natural
+
+
+class Vdso(Record, kw_only=True):
+    """The kernel's mappings: the code that the kernel lends to every process, and its data.
+
+    Attributes:
+        start: first address of the block (data pages and text).
+        end: address after it.
+        text_start: first address of the text.
+        text: the text.
+        parts: ``(name, start, end)`` of every mapping of the block.
+    """
+
+    start: Natural
+    end: Natural
+    text_start: Natural
+    text: bytes
+    parts: tuple[tuple[str, Natural, Natural], ...]
+
+
+class AddressSpace(Record, kw_only=True):
+    """The memory of a process.
+
+    Attributes:
+        mappings: ascending, without the kernel's own.
+        layout: what ``/proc/PID/stat`` shows.
+        auxv: ``/proc/PID/auxv``.
+        vdso: the kernel's mappings.
+        content: private pages that differ from their file or from zero.
+        guards: packed ``RUN`` entries of ``MADV_GUARD_INSTALL`` pages (Linux 6.13).
+        huge: packed ``RUN`` entries that were backed by huge pages.
+    """
+
+    mappings: tuple[Mapping, ...]
+    layout: MemoryLayout
+    auxv: bytes
+    vdso: Vdso | None = None
+    content: Content = Content()
+    guards: bytes = b""
+    huge: bytes = b""
+
+
+# --- threads and signals -----------------------------------------------------------------------
+
+
+class PendingSignal(Record, kw_only=True):
+    """A queued signal with its ``siginfo_t`` (ptrace(2), PTRACE_PEEKSIGINFO)."""
+
+    signal: Annotated[int, msgspec.Meta(ge=1, le=128)]
+    info: bytes
+
+
+class RestartableSequence(Record, kw_only=True):
+    """A thread's rseq(2) registration."""
+
+    address: Natural
+    size: Natural
+    signature: Natural
+    flags: Natural = 0
+
+
+class Scheduling(Record, kw_only=True):
+    """sched(7): policy, nice value, priority and the processors the thread may run on."""
+
+    policy: Natural = 0
+    nice: Annotated[int, msgspec.Meta(ge=-20, le=19)] = 0
+    priority: Natural = 0
+    processors: tuple[Natural, ...] = ()
+
+
+class Thread(Record, kw_only=True):
+    """One thread.
+
+    Attributes:
+        tid: as the process saw it.
+        name: ``comm``.
+        registers: the general registers, as the regset's bytes.
+        vector: floating point and vector state, one entry per component of the architecture.
+        system_call: number of the interrupted system call, ``None`` outside of one.
+        signal_mask: blocked signals, bit ``n - 1`` for signal ``n``.
+        pending: signals queued to this thread.
+        robust_list: ``(head, length)`` of get_robust_list(2).
+        clear_child_tid: address given to set_tid_address(2).
+        rseq: registration, if any.
+        alternate_stack: ``stack_t`` of sigaltstack(2).
+        parent_death_signal: ``PR_GET_PDEATHSIG``.
+        scheduling: sched(7).
+    """
+
+    tid: Pid
+    name: str
+    registers: bytes
+    vector: dict[str, bytes]
+    system_call: int | None = None
+    signal_mask: Natural
+    pending: tuple[PendingSignal, ...] = ()
+    robust_list: tuple[Natural, Natural] = (0, 0)
+    clear_child_tid: Natural = 0
+    rseq: RestartableSequence | None = None
+    alternate_stack: bytes = b""
+    parent_death_signal: Natural = 0
+    scheduling: Scheduling = Scheduling()
+
+
+class PosixTimer(Record, kw_only=True):
+    """A timer of timer_create(2), as in ``/proc/PID/timers`` (Linux 3.10).
+
+    Attributes:
+        id: as the process knows it.
+        clock: clock id.
+        signal: signal number.
+        value: ``sigev_value``.
+        notify: ``SIGEV_*``.
+        thread: tid for ``SIGEV_THREAD_ID``.
+        setting: ``struct itimerspec``: interval and remaining time.
+        overrun: timer_getoverrun(2).
+    """
+
+    id: Natural
+    clock: int
+    signal: Natural
+    value: Natural
+    notify: Natural
+    thread: Natural = 0
+    setting: bytes
+    overrun: Natural = 0
+
+
+# --- descriptors -------------------------------------------------------------------------------
+
+
+class Description(Record, kw_only=True, tag_field="kind"):
+    """Base of open file descriptions (open(2)).
+
+    Attributes:
+        flags: file status flags, without ``O_CLOEXEC``.
+    """
+
+    flags: Natural = 0
+
+
+class RegularFile(Description, kw_only=True, tag="file"):
+    """A file or directory that is opened again by its path.
+
+    Attributes:
+        position: file offset.
+        file: what it was.
+        directory: it is a directory.
+        deleted: it has no name any more; ``content`` has its bytes.
+        object: index into ``Manifest.shared_memory`` when it is also mapped there.
+    """
+
+    position: Natural = 0
+    file: FileIdentity
+    directory: bool = False
+    deleted: bool = False
+    mode: Natural = 0
+    inode: Natural = 0
+    content: Content = Content()
+    object: Natural | None = None
+
+
+class MemoryFile(Description, kw_only=True, tag="memfd"):
+    """A description of a memfd; ``object`` is an index into ``Manifest.shared_memory``."""
+
+    position: Natural = 0
+    object: Natural
+
+
+class CharacterDevice(Description, kw_only=True, tag="device"):
+    """A device without state, opened again by its path."""
+
+    path: str
+    device: Natural
+
+
+class PipeEnd(Description, kw_only=True, tag="pipe"):
+    """One end of ``Manifest.pipes[pipe]``."""
+
+    pipe: Natural
+    writable: bool
+
+
+class Stream(Description, kw_only=True, tag="stream"):
+    """A standard stream whose other end is outside; the restorer gives a new one.
+
+    Attributes:
+        stream: 0 input, 1 output, 2 error.
+        was: what it was, for the reader.
+    """
+
+    stream: Annotated[int, msgspec.Meta(ge=0, le=2)]
+    was: str
+
+
+class EventDescriptor(Description, kw_only=True, tag="eventfd"):
+    """eventfd(2)."""
+
+    count: Natural
+    semaphore: bool = False
+
+
+class EpollTarget(Record, kw_only=True):
+    """One registration of epoll_ctl(2): ``descriptor`` as it was when added; ``description`` is
+    the index of what is watched."""
+
+    descriptor: DescriptorNumber
+    description: Natural
+    events: Natural
+    data: Natural
+
+
+class Epoll(Description, kw_only=True, tag="epoll"):
+    """epoll(7)."""
+
+    targets: tuple[EpollTarget, ...] = ()
+
+
+class TimerDescriptor(Description, kw_only=True, tag="timerfd"):
+    """timerfd_create(2). Times in nanoseconds, relative; ``value`` 0 when disarmed."""
+
+    clock: Natural
+    ticks: Natural = 0
+    settime_flags: Natural = 0
+    value: Natural = 0
+    interval: Natural = 0
+
+
+class SignalDescriptor(Description, kw_only=True, tag="signalfd"):
+    """signalfd(2)."""
+
+    mask: Natural
+
+
+class UnixSocket(Description, kw_only=True, tag="unix"):
+    """One end of an unnamed pair of unix(7) sockets.
+
+    Attributes:
+        type: ``SOCK_*``.
+        peer: index of the description of the other end, ``None`` when it is closed.
+        queue: messages to be read from this end.
+        shutdown: bit 0 no more reading, bit 1 no more writing.
+        options: ``(level, option, value)``.
+    """
+
+    type: Natural
+    peer: Natural | None = None
+    queue: tuple[bytes, ...] = ()
+    shutdown: Natural = 0
+    options: tuple[tuple[int, int, bytes], ...] = ()
+
+
+class TcpListener(Description, kw_only=True, tag="tcp-listener"):
+    """A listening TCP socket. ``address`` is numeric, ``options`` as in ``UnixSocket``."""
+
+    family: Natural
+    address: str
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    backlog: Natural
+    options: tuple[tuple[int, int, bytes], ...] = ()
+
+
+class ClosedSocket(Description, kw_only=True, tag="closed-socket"):
+    """A socket that comes back unconnected: its peer is elsewhere, or it never had one.
+
+    Attributes:
+        was: what it was, for the reader.
+    """
+
+    family: Natural
+    type: Natural
+    protocol: Natural = 0
+    was: str = ""
+    options: tuple[tuple[int, int, bytes], ...] = ()
+
+
+AnyDescription = (
+    RegularFile
+    | MemoryFile
+    | CharacterDevice
+    | PipeEnd
+    | Stream
+    | EventDescriptor
+    | Epoll
+    | TimerDescriptor
+    | SignalDescriptor
+    | UnixSocket
+    | TcpListener
+    | ClosedSocket
+)
+
+
+class Pipe(Record, kw_only=True):
+    """The buffer between two ends: ``size`` as ``F_GETPIPE_SZ``, ``data`` not read yet."""
+
+    size: Natural
+    data: bytes = b""
+
+
+class Descriptor(Record, kw_only=True):
+    """An entry of the descriptor table; ``description`` is an index into
+    ``Manifest.descriptions``."""
+
+    number: DescriptorNumber
+    description: Natural
+    close_on_exec: bool = False
+
+
+# --- the process -------------------------------------------------------------------------------
+
+
+class Credentials(Record, kw_only=True):
+    """credentials(7) and capabilities(7), as the process itself saw them.
+
+    Attributes:
+        uids: real, effective, saved, file system.
+        gids: the same of groups.
+        groups: supplementary groups.
+        capabilities: inheritable, permitted, effective, bounding, ambient.
+        no_new_privileges: prctl(2).
+    """
+
+    uids: tuple[Natural, Natural, Natural, Natural]
+    gids: tuple[Natural, Natural, Natural, Natural]
+    groups: tuple[Natural, ...] = ()
+    capabilities: tuple[Natural, Natural, Natural, Natural, Natural] = (0, 0, 0, 0, 0)
+    no_new_privileges: bool = False
+
+
+class Process(Record, kw_only=True):
+    """One process.
+
+    Attributes:
+        pid: as the process itself saw it; so are ``ppid``, ``pgid`` and ``sid``. 0 is outside.
+        executable: path of ``/proc/PID/exe``.
+        arguments: the command line, for the reader (it is in the memory as well).
+        working_directory: path.
+        umask: umask(2).
+        file: index of the executable in ``Manifest.files``.
+        actions: ``struct kernel_sigaction`` by signal number.
+        pending: signals queued to the process.
+        interval_timers: ``struct itimerval`` of getitimer(2), by ``ITIMER_*``.
+        limits: soft and hard limit by ``RLIMIT_*`` number; ``-1`` is unlimited.
+        dumpable: ``PR_GET_DUMPABLE``.
+        child_subreaper: ``PR_GET_CHILD_SUBREAPER``.
+        oom_score_adj: proc(5).
+        timer_slack_ns: ``PR_GET_TIMERSLACK``.
+        stopped: signal of a group stop, 0 when running.
+    """
+
+    pid: Pid
+    ppid: Pid
+    pgid: Pid
+    sid: Pid
+    executable: str
+    file: Natural
+    arguments: tuple[str, ...]
+    working_directory: str
+    umask: Natural
+    memory: AddressSpace
+    threads: tuple[Thread, ...]
+    descriptors: tuple[Descriptor, ...]
+    credentials: Credentials
+    actions: dict[int, bytes]
+    pending: tuple[PendingSignal, ...] = ()
+    interval_timers: tuple[bytes, ...] = ()
+    timers: tuple[PosixTimer, ...] = ()
+    limits: dict[int, tuple[int, int]]
+    dumpable: Natural = 1
+    child_subreaper: bool = False
+    thp_disabled: bool = False
+    oom_score_adj: int = 0
+    timer_slack_ns: Natural = 50_000
+    stopped: Natural = 0
+
+
+class Clocks(Record, kw_only=True):
+    """The clocks at the freeze, in nanoseconds, as the process saw them (time_namespaces(7))."""
+
+    monotonic_ns: int
+    boottime_ns: int
+    realtime_ns: int
+
+
+class Host(Record, kw_only=True):
+    """Where the snapshot was taken: portability facts.
+
+    Attributes:
+        name: host name.
+        architecture: a folder name of ``arch/``.
+        machine: ``uname -m``.
+        kernel: ``uname -r``.
+        page_size: bytes.
+        cpu_features: the processor's features that programs may rely on.
+    """
+
+    name: str
+    architecture: str
+    machine: str
+    kernel: str
+    page_size: Natural
+    cpu_features: tuple[str, ...] = ()
+
+
+class Note(Record, kw_only=True):
+    """Something the user should know about the snapshot (a connection that comes back closed)."""
+
+    object: str
+    status: str
+    reason: str = ""
+
+
+class Manifest(Record, kw_only=True):
+    """A snapshot, complete in itself.
+
+    Attributes:
+        schema: ``SCHEMA``.
+        id: 32 hexadecimal digits, random.
+        name: given by the user, may be empty.
+        created: ISO 8601, UTC.
+        mode: ``live`` or ``stop``.
+        packs: names of the packs that hold the chunks.
+        memory_bytes: bytes of process memory that the snapshot holds.
+        stored_bytes: bytes that it added to the store.
+        jupyter: the connection file's entries when the process is a Jupyter kernel.
+    """
+
+    schema: int
+    id: str
+    name: str = ""
+    created: str
+    mode: str
+    software: str
+    host: Host
+    clocks: Clocks
+    processes: tuple[Process, ...]
+    descriptions: tuple[AnyDescription, ...] = ()
+    pipes: tuple[Pipe, ...] = ()
+    shared_memory: tuple[SharedMemory, ...] = ()
+    files: tuple[FileIdentity, ...] = ()
+    packs: tuple[str, ...] = ()
+    memory_bytes: Natural = 0
+    stored_bytes: Natural = 0
+    pause_s: float = 0.0
+    jupyter: dict[str, str | int] | None = None
+    notes: tuple[Note, ...] = ()
