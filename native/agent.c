@@ -10,11 +10,11 @@ __attribute__((section(".text.entry"), used)) void agent(struct agent_element *e
   for (; element->number != AGENT_END; element++) {
     for (int i = 0; i < 6; i++)
       if (element->flags & AGENT_LOAD(i))
-        element->argument[i] = (uint64_t)(int64_t) * (int32_t *)(uintptr_t)element->argument[i];
-    long result = arch_syscall((long)element->number, (long)element->argument[0],
-                               (long)element->argument[1], (long)element->argument[2],
-                               (long)element->argument[3], (long)element->argument[4],
-                               (long)element->argument[5]);
+        element->argument[i] = (uint64_t)(int64_t)*(int32_t *)(uintptr_t)element->argument[i];
+    long result =
+        arch_syscall((long)element->number, (long)element->argument[0], (long)element->argument[1],
+                     (long)element->argument[2], (long)element->argument[3],
+                     (long)element->argument[4], (long)element->argument[5]);
     element->result = result;
     element->flags |= AGENT_DONE;
     if (element->store)

@@ -15,8 +15,8 @@ struct agent_element {
 };
 
 #define AGENT_END UINT64_MAX
-#define AGENT_STOP_ON_ERROR 1ULL        /* end the batch when this call fails */
-#define AGENT_DONE 2ULL                 /* set by the agent: the call was made */
+#define AGENT_STOP_ON_ERROR 1ULL          /* end the batch when this call fails */
+#define AGENT_DONE 2ULL                   /* set by the agent: the call was made */
 #define AGENT_LOAD(i) (1ULL << (8 + (i))) /* argument i is the address of an int32_t: load it */
 
 #endif

@@ -1,0 +1,51 @@
+# make demo    freeze and thaw a real Jupyter kernel, and check every object in it
+# make test    run the tests
+# make bench   run the benchmarks: a table and a plot in benchmarks/results/
+# make lint    check style, types and formatting
+# make clean   remove everything that these targets made
+#
+# Everything happens in a virtual environment, .venv, which the targets make. PYTHON chooses the
+# interpreter, PYTEST_ARGUMENTS is added to the command line of pytest.
+
+PYTHON ?= python3
+VENV := .venv
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+sources := pyproject.toml CMakeLists.txt README.md LICENSE \
+           $(shell find snapkernel native arch -type f ! -name '*.pyc')
+c_files := $(shell find native arch -name '*.[ch]')
+
+.PHONY: demo test bench lint clean
+
+demo: $(VENV)/installed-benchmark
+	$(VENV)/bin/python benchmarks/demo.py
+
+# The tests run the installed package. The sources here have no native part, so Python must not
+# find them because it happens to be started in this folder.
+test: $(VENV)/installed-test,torch
+	PYTHONSAFEPATH=1 $(VENV)/bin/pytest $(PYTEST_ARGUMENTS)
+
+bench: $(VENV)/installed-benchmark
+	$(VENV)/bin/python benchmarks/run.py
+
+lint: $(VENV)/installed-lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy -p snapkernel
+	$(VENV)/bin/clang-format --dry-run -Werror $(c_files)
+
+clean:
+	rm -rf $(VENV) build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The package with the extras named after "installed-". Any changed source installs it again.
+$(VENV)/installed-%: $(VENV)/created $(sources)
+	$(VENV)/bin/pip install --quiet '.[$*]'
+	@touch $@
+
+$(VENV)/created:
+	PYTHON='$(PYTHON)' .ci/system-packages
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
