@@ -175,7 +175,6 @@ class AddressSpace(Record, kw_only=True):
         vdso: the kernel's mappings.
         content: private pages that differ from their file or from zero.
         guards: packed ``RUN`` entries of ``MADV_GUARD_INSTALL`` pages (Linux 6.13).
-        huge: packed ``RUN`` entries that were backed by huge pages.
     """
 
     mappings: tuple[Mapping, ...]
@@ -184,7 +183,6 @@ class AddressSpace(Record, kw_only=True):
     vdso: Vdso | None = None
     content: Content = Content()
     guards: bytes = b""
-    huge: bytes = b""
 
 
 # --- threads and signals -----------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""What differs between processors: the contract that every folder here fulfils.
+
+``arch/README.md`` has the contract as a table. Everything outside this package is written against
+:class:`Architecture` and knows no processor.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+MACHINES = {"x86_64": "x86_64"}
+"""Folder of this package by ``uname -m``."""
+
+
+class Architecture(ABC):
+    """The facts of one processor architecture under Linux.
+
+    Registers are handled as the bytes of the general regset (``NT_PRSTATUS``, ptrace(2)); words
+    are unsigned, in the machine's byte order.
+    """
+
+    name: str
+    byte_order: str
+    """``little`` or ``big``."""
+    word_size: int
+    system_calls: Mapping[str, int]
+    """Numbers of the system calls that snapkernel makes, by name."""
+    system_call_instruction: bytes
+    task_size: int
+    """End of the addresses that a process may map."""
+    sigaction_size: int
+    """Size of the kernel's ``struct sigaction``."""
+    stack_size: int
+    """Size of ``stack_t``."""
+
+    @abstractmethod
+    def program_counter(self, registers: bytes) -> int:
+        """The address of the next instruction."""
+
+    @abstractmethod
+    def with_program_counter(self, registers: bytes, address: int) -> bytes:
+        """A copy that goes on at ``address``."""
+
+    @abstractmethod
+    def for_call(
+        self, registers: bytes, address: int, number: int, arguments: tuple[int, ...]
+    ) -> bytes:
+        """A copy that makes one system call at the system call instruction at ``address``."""
+
+    @abstractmethod
+    def for_agent(self, registers: bytes, address: int, stack: int, argument: int) -> bytes:
+        """A copy that runs a C function at ``address`` with one argument and a fresh stack."""
+
+    @abstractmethod
+    def call_result(self, registers: bytes) -> int:
+        """The signed result of a finished system call."""
+
+    @abstractmethod
+    def interrupted_call(self, registers: bytes) -> int | None:
+        """The number of the system call that the stop interrupted, or ``None``."""
+
+    @abstractmethod
+    def resumable(self, registers: bytes, read: Callable[[int, int], bytes]) -> bytes:
+        """A copy with which *another* task resumes where this one was stopped.
+
+        An interrupted system call is made again, because what the kernel remembers about it
+        (the restart block) stays with the old task. ``read(address, length)`` reads memory.
+        """
+
+    @abstractmethod
+    def get_vector(self, tid: int) -> dict[str, bytes]:
+        """Floating point and vector state of a stopped thread, by component."""
+
+    @abstractmethod
+    def set_vector(self, tid: int, components: Mapping[str, bytes]) -> None:
+        """Give a stopped thread the state of ``components``, laid out as this processor wants.
+
+        Raises:
+            CannotRestore: the processor lacks a component that is in use.
+        """
+
+    @abstractmethod
+    def vdso_redirect(self, symbol: str) -> bytes | None:
+        """Code that does what the vdso's function ``symbol`` does, by a plain system call."""
+
+    @abstractmethod
+    def vdso_map_call(self, address: int) -> tuple[str, tuple[int, ...]]:
+        """The system call that maps the vdso's block at ``address``."""
+
+    @abstractmethod
+    def cpu_features(self) -> tuple[str, ...]:
+        """Features of this processor that a program may have found out and rely on."""
+
+
+def load(name: str) -> Architecture:
+    """The architecture of the folder ``name``.
+
+    Raises:
+        KeyError: there is no such folder.
+    """
+    if name not in MACHINES.values():
+        raise KeyError(name)
+    module = importlib.import_module(f"{__name__}.{name}")
+    architecture: Architecture = module.ARCHITECTURE
+    return architecture
+
+
+def native() -> Architecture:
+    """The architecture that this interpreter runs on.
+
+    Raises:
+        KeyError: snapkernel has no folder for it.
+    """
+    return load(MACHINES[os.uname().machine])

@@ -1,0 +1,63 @@
+"""x86_64 (AMD64, Intel 64)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .. import Architecture
+from . import cpu, registers, vdso, vector
+from .system_calls import SYSTEM_CALLS
+
+
+class X86(Architecture):
+    """The contract, filled in from this folder's files."""
+
+    name = "x86_64"
+    byte_order = "little"
+    word_size = 8
+    system_calls = SYSTEM_CALLS
+    system_call_instruction = b"\x0f\x05"
+    task_size = (1 << 47) - 4096
+    sigaction_size = 32
+    stack_size = 24
+
+    def program_counter(self, raw: bytes) -> int:
+        return registers.get(raw, "rip")
+
+    def with_program_counter(self, raw: bytes, address: int) -> bytes:
+        return registers.replace(raw, rip=address)
+
+    def for_call(
+        self, raw: bytes, address: int, number: int, arguments: tuple[int, ...]
+    ) -> bytes:
+        return registers.for_call(raw, address, number, arguments)
+
+    def for_agent(self, raw: bytes, address: int, stack: int, argument: int) -> bytes:
+        return registers.for_agent(raw, address, stack, argument)
+
+    def call_result(self, raw: bytes) -> int:
+        return registers.signed(registers.get(raw, "rax"))
+
+    def interrupted_call(self, raw: bytes) -> int | None:
+        return registers.interrupted_call(raw)
+
+    def resumable(self, raw: bytes, read: Callable[[int, int], bytes]) -> bytes:
+        return registers.resumable(raw, read)
+
+    def get_vector(self, tid: int) -> dict[str, bytes]:
+        return vector.get(tid)
+
+    def set_vector(self, tid: int, components: Mapping[str, bytes]) -> None:
+        vector.set(tid, components)
+
+    def vdso_redirect(self, symbol: str) -> bytes | None:
+        return vdso.redirect(symbol)
+
+    def vdso_map_call(self, address: int) -> tuple[str, tuple[int, ...]]:
+        return "arch_prctl", (vdso.ARCH_MAP_VDSO_64, address)
+
+    def cpu_features(self) -> tuple[str, ...]:
+        return cpu.features()
+
+
+ARCHITECTURE = X86()

@@ -1,0 +1,111 @@
+"""General registers: ``struct user_regs_struct`` (<sys/user.h>), the regset ``NT_PRSTATUS``."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+NAMES = (
+    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss "
+    "fs_base gs_base ds es fs gs"
+).split()
+_LAYOUT = struct.Struct(f"<{len(NAMES)}Q")
+_INDEX = {name: index for index, name in enumerate(NAMES)}
+_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+_MASK = (1 << 64) - 1
+_NONE = _MASK  # orig_rax outside of a system call
+
+EINTR = 4
+ERESTARTNOHAND = 514
+ERESTART_RESTARTBLOCK = 516
+RESTART_SYSCALL = 219
+# epoll_wait, epoll_pwait, epoll_pwait2 and rt_sigtimedwait answer EINTR to a mere stop
+# (signal(7), "Interruption of system calls by stop signals").
+INTERRUPTED_BY_STOPS = frozenset({232, 281, 441, 128})
+# Those that use the restart block: poll, nanosleep, futex, clock_nanosleep.
+USE_RESTART_BLOCK = frozenset({7, 35, 202, 230})
+
+
+def signed(word: int) -> int:
+    """A register's word as a signed number."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def get(raw: bytes, name: str) -> int:
+    """One register."""
+    word: int = _LAYOUT.unpack(raw)[_INDEX[name]]
+    return word
+
+
+def replace(raw: bytes, **values: int) -> bytes:
+    """A copy with other values."""
+    words = list(_LAYOUT.unpack(raw))
+    for name, value in values.items():
+        words[_INDEX[name]] = value & _MASK
+    return _LAYOUT.pack(*words)
+
+
+def for_call(raw: bytes, address: int, number: int, arguments: tuple[int, ...]) -> bytes:
+    """One system call; ``orig_rax`` of -1 keeps the kernel from restarting an older one."""
+    filled = (*arguments, 0, 0, 0, 0, 0, 0)
+    values = dict(zip(_ARGUMENTS, filled, strict=False))
+    return replace(raw, rip=address, rax=number, orig_rax=_NONE, **values)
+
+
+def for_agent(raw: bytes, address: int, stack: int, argument: int) -> bytes:
+    """A C function (System V ABI): the stack as after a call, direction flag clear."""
+    return replace(
+        raw,
+        rip=address,
+        rsp=stack - 8,
+        rdi=argument,
+        rax=0,
+        orig_rax=_NONE,
+        eflags=get(raw, "eflags") & ~0x400,
+    )
+
+
+def interrupted_call(raw: bytes) -> int | None:
+    """The number in ``orig_rax`` when the kernel is to restart that call."""
+    number, result = get(raw, "orig_rax"), -signed(get(raw, "rax"))
+    if number == _NONE:
+        return None
+    restart = 512 <= result <= ERESTART_RESTARTBLOCK and result != 515
+    always = result == EINTR and number in INTERRUPTED_BY_STOPS
+    return number if restart or always else None
+
+
+def resumable(raw: bytes, read: Callable[[int, int], bytes]) -> bytes:
+    """Turn "resume by the restart block" into "make the call again, unless a handler runs".
+
+    That is what ``-ERESTARTNOHAND`` means to the kernel (arch/x86/kernel/signal.c), whichever
+    task has these registers. A call that was resumed by restart_syscall(2) before gets its number
+    back from the ``mov $number, %eax`` in front of the instruction.
+    """
+    number = interrupted_call(raw)
+    if number is None:
+        # Not to be restarted: take away the number, or a result that looks like an error
+        # code of the kernel's own would be mistaken for one.
+        return replace(raw, orig_rax=_NONE)
+    result = -signed(get(raw, "rax"))
+    if number == RESTART_SYSCALL:
+        found = _number_in_code(get(raw, "rip"), read)
+        if found is None:
+            return replace(raw, rax=-EINTR, orig_rax=_NONE)
+        number = found
+    if result in (ERESTART_RESTARTBLOCK, EINTR):
+        return replace(raw, rax=-ERESTARTNOHAND, orig_rax=number)
+    return raw
+
+
+def _number_in_code(after: int, read: Callable[[int, int], bytes]) -> int | None:
+    try:
+        code = read(after - 34, 32)
+    except OSError:
+        return None
+    for at in range(len(code) - 5, -1, -1):
+        if code[at] == 0xB8:
+            number: int = struct.unpack_from("<I", code, at + 1)[0]
+            if number in USE_RESTART_BLOCK:
+                return number
+    return None

@@ -1,0 +1,92 @@
+"""x87, SSE, AVX, AVX-512, PKRU and AMX: the regset ``NT_X86_XSTATE``, one entry per component.
+
+The regset is an XSAVE area in standard format (Intel SDM volume 1, chapter 13): 512 bytes of
+FXSAVE, a header whose first word tells which components are not in their initial state, then the
+components at offsets that differ between processors (CPUID leaf 0DH). Kept by component, a state
+fits another processor that has the same components at other places.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from snapkernel._native import ffi, lib
+from snapkernel.errors import CannotRestore, TargetError
+
+NT_X86_XSTATE = 0x202
+COMPONENTS = {
+    2: "avx",
+    5: "opmask",
+    6: "zmm_hi256",
+    7: "hi16_zmm",
+    9: "pkru",
+    17: "tile_config",
+    18: "tile_data",
+}
+_LEGACY = 464  # FXSAVE without the bytes that are left to software
+_HEADER = 512
+_SIZE = 16384
+_IN_FXSAVE = 0b11  # x87 and SSE
+
+
+def _layout() -> dict[int, tuple[int, int]]:
+    """``{component: (offset, size)}`` of this processor."""
+    offset, size = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    found = {}
+    for component in range(2, 63):
+        if lib.sk_arch_vector_component(component, offset, size) == 0:
+            found[component] = (int(offset[0]), int(size[0]))
+    return found
+
+
+_HERE = _layout()
+
+
+def _read(tid: int) -> bytes:
+    area = ffi.new("uint8_t[]", _SIZE)
+    length = lib.sk_get_regset(tid, NT_X86_XSTATE, area, _SIZE)
+    if length < 0:
+        raise TargetError(f"thread {tid}", f"vector registers cannot be read (errno {-length})")
+    return bytes(ffi.buffer(area, length))
+
+
+def get(tid: int) -> dict[str, bytes]:
+    """The components that are not in their initial state."""
+    area = _read(tid)
+    (in_use,) = struct.unpack_from("<Q", area, _HEADER)
+    components = {"fxsave": area[:_LEGACY], "in_use": struct.pack("<Q", in_use & _IN_FXSAVE)}
+    for number in range(2, 63):
+        if in_use >> number & 1:
+            if number not in COMPONENTS or number not in _HERE:
+                raise TargetError(
+                    f"thread {tid}", f"uses the unknown vector state component {number}"
+                )
+            offset, size = _HERE[number]
+            components[COMPONENTS[number]] = area[offset : offset + size]
+    return components
+
+
+def set(tid: int, components: Mapping[str, bytes]) -> None:
+    """Lay the components out for this processor and load them."""
+    present = _read(tid)
+    area = bytearray(len(present))
+    area[_LEGACY:_HEADER] = present[_LEGACY:_HEADER]
+    area[:_LEGACY] = components["fxsave"]
+    (in_use,) = struct.unpack("<Q", components["in_use"])
+    for number, name in COMPONENTS.items():
+        if name not in components:
+            continue
+        offset, size = _HERE.get(number, (0, 0))
+        if size != len(components[name]) or offset + size > len(area):
+            raise CannotRestore(
+                f"vector state {name}",
+                "this processor does not have it",
+                "restore on a host with the processor features that `snapkernel show` lists",
+            )
+        area[offset : offset + size] = components[name]
+        in_use |= 1 << number
+    struct.pack_into("<Q", area, _HEADER, in_use)
+    result = lib.sk_set_regset(tid, NT_X86_XSTATE, bytes(area), len(area))
+    if result < 0:
+        raise TargetError(f"thread {tid}", f"vector registers cannot be set (errno {-result})")

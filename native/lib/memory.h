@@ -1,0 +1,24 @@
+#include <stddef.h>
+#include <stdint.h>
+
+/* Memory of another process. A run is a pair of words: address, length. All functions return 0 or
+ * -errno; after a failure failed[0] is the address that could not be read or written. */
+
+/* Copy the runs, one after the other, into the buffer: process_vm_readv(2), and /proc/PID/mem
+ * (descriptor mem_fd) for what that refuses, such as PROT_NONE areas. */
+long sk_read_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, uint8_t *buffer,
+                  uint64_t *failed);
+
+/* The reverse: process_vm_writev(2), and /proc/PID/mem for pages that are not writable. */
+long sk_write_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, const uint8_t *buffer,
+                   uint64_t *failed);
+
+/* Find pages in [start, end) by /proc/PID/pagemap (descriptor pagemap_fd).
+ *   kind 0: pages of its own that the process has (present or swapped, not of a file, not the
+ *           zero page, not a guard): their content is nowhere else
+ *   kind 1: guard pages (MADV_GUARD_INSTALL, Linux 6.13)
+ * Appends runs to `runs` (at most `capacity`), *count says how many there are; returns the
+ * address up to which it got, or -errno. PAGEMAP_SCAN (Linux 6.7) where the kernel has it, unless
+ * `plain`. */
+int64_t sk_scan_pages(int pagemap_fd, uint64_t start, uint64_t end, uint64_t page_size, int kind,
+                      int plain, uint64_t *runs, size_t capacity, size_t *count);
