@@ -1,0 +1,285 @@
+"""The agent in a stopped process: where it lies, how it runs a batch, how it leaves.
+
+The agent is put there by single system calls at an existing system call instruction of the
+process's vdso (two ``PTRACE_SYSCALL`` stops each), so no byte of the process is changed. Its
+mapping has one executable page, which is never writable, and behind it a stack, cells, elements
+and data. While a batch runs, its thread has all signals but SIGTRAP blocked; afterwards it gets
+its registers and its mask back, so that the process lives on if the tracer dies between two.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from snapkernel import _native, arch, procfs
+from snapkernel._native import ffi, lib
+from snapkernel.arch import Architecture
+from snapkernel.errors import BatchFailed, TargetError
+from snapkernel.freeze import tracing
+from snapkernel.freeze.batch import AddressOf, Argument, Batch, Call, Cell, Space
+from snapkernel.freeze.target import Target
+
+LIBEXEC = Path(_native.__file__).parent / "libexec"
+PAGE = os.sysconf("SC_PAGESIZE")
+
+# The mapping: code, stack, cells, elements, data; each a multiple of the largest page size.
+UNIT = 65536
+STACK, CELLS, ELEMENTS, DATA = UNIT, 2 * UNIT, 3 * UNIT, 8 * UNIT
+SIZE = 32 * UNIT
+
+_ELEMENT = struct.Struct("=Q6QqQQ")
+_END = (1 << 64) - 1
+_STOP_ON_ERROR, _DONE, _LOAD = 1, 2, 8
+_MOST_CALLS = (DATA - ELEMENTS) // _ELEMENT.size - 1
+
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE = 2, 0x10, 0x20, 0x100000
+
+
+@cache
+def _code() -> bytes:
+    return (LIBEXEC / "agent.bin").read_bytes()
+
+
+def find_hole(areas: Sequence[tuple[int, int]], size: int, limit: int) -> int:
+    """An address where ``size`` bytes are free in all of ``(start, end)``, with room around.
+
+    Raises:
+        TargetError: there is none.
+    """
+    room = 16 * UNIT
+    low = 1 << 32 if limit > 1 << 32 else 16 * UNIT
+    for start, end in [*sorted(areas), (limit, limit)]:
+        if start - low >= size + 2 * room:
+            return (low + room + UNIT - 1) // UNIT * UNIT
+        low = max(low, end)
+    raise TargetError("address space", f"has no free range of {size} bytes for the agent")
+
+
+class Agent:
+    """The agent in one process.
+
+    Attributes:
+        base: where it is mapped.
+        born: threads and processes that batches made, as this host sees them; they are stopped.
+        system_calls: how many were made.
+    """
+
+    def __init__(self, target: Target, base: int, *, live: bool) -> None:
+        """``live``: threads get back registers and mask after every batch."""
+        self.target = target
+        self.architecture: Architecture = arch.native()
+        self.base = base
+        self.live = live
+        self.born: list[int] = []
+        self.system_calls = 0
+        self._cells: dict[Cell, int] = {}
+        self._site = 0
+
+    def install(self, site: int) -> None:
+        """Map the agent, by means of the system call instruction at ``site``."""
+        self._site = site
+        flags = MAP_PRIVATE | MAP_ANONYMOUS
+        self._map(self.base, SIZE, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE)
+        try:
+            self._map(self.base, UNIT, PROT_READ | PROT_EXEC, flags | MAP_FIXED)
+            self.target.memory.write(self.base, _code())
+        except BaseException:
+            self.remove()
+            raise
+
+    def _map(self, address: int, length: int, protection: int, flags: int) -> None:
+        result = self.raw("mmap", address, length, protection, flags, -1, 0)
+        if result != address:
+            if 0 <= result:
+                self.raw("munmap", result, length)
+                result = -errno.EEXIST
+            raise BatchFailed(
+                f"process {self.target.pid}",
+                f"cannot map the agent: {os.strerror(-result)}",
+                -result,
+            )
+
+    def remove(self, site: int | None = None) -> None:
+        """Unmap the agent."""
+        self._site = site or self._site
+        result = self.raw("munmap", self.base, SIZE)
+        if result < 0:
+            raise BatchFailed(f"process {self.target.pid}", "cannot unmap the agent", -result)
+
+    def raw(self, name: str, *arguments: int) -> int:
+        """One system call of the leader at the site, watched from entry to exit."""
+        target, tid = self.target, self.target.leader
+        masked = tuple(argument & (1 << 64) - 1 for argument in arguments)
+        number = self.architecture.system_calls[name]
+        if self.live:
+            tracing.set_signal_mask(tid, tracing.BLOCK_ALL)
+        try:
+            tracing.set_registers(
+                tid,
+                self.architecture.for_call(target.registers[tid], self._site, number, masked),
+            )
+            stops = 0
+            while stops < 2:
+                tracing.request(tracing.SYSCALL, tid)
+                status = tracing.wait(tid)
+                if os.WSTOPSIG(status) == signal.SIGTRAP | 0x80:
+                    stops += 1
+                else:
+                    self._other_stop(tid, status)
+            self.system_calls += 1
+            return self.architecture.call_result(tracing.get_registers(tid))
+        finally:
+            if self.live:
+                target.put_back(tid)
+
+    def _other_stop(self, tid: int, status: int) -> None:
+        """A stop that is not the one waited for: nothing to do, or an error."""
+        event, number = status >> 16, os.WSTOPSIG(status)
+        if event in (tracing.EVENT_FORK, tracing.EVENT_VFORK, tracing.EVENT_CLONE):
+            message = ffi.new("uint64_t *")
+            tracing.check(lib.sk_event_message(tid, message), tid, "reading the new thread's id")
+            self.born.append(int(message[0]))
+        elif event == tracing.EVENT_STOP:
+            pass  # a group stop, or an interrupt that came late
+        elif number == signal.SIGSTOP:
+            self.target.stop_again = True  # cannot be blocked; delivered again at the end
+        else:
+            raise TargetError(
+                f"thread {tid}", f"stopped unexpectedly (status {status:#x}) inside the agent"
+            )
+
+    def run(self, batch: Batch, tid: int | None = None) -> None:
+        """Make the calls of a batch in one thread (the leader by default).
+
+        Raises:
+            BatchFailed: a checked call failed; it names the call's note and the kernel's answer.
+        """
+        calls = batch.calls
+        while calls:
+            count = self._run_some(batch.title, calls, self.target.leader if tid is None else tid)
+            calls = calls[count:]
+
+    def _run_some(self, title: str, calls: list[Call], tid: int) -> int:
+        """Lay out as many calls as fit, run them, read the results back."""
+        elements, data = bytearray(), bytearray()
+        spaces: dict[Space, int] = {}
+        count = 0
+        for call in calls[:_MOST_CALLS]:
+            mark, known = len(data), len(spaces)
+            words, loads = self._lay_out(call, data, spaces)
+            if len(data) > SIZE - DATA:
+                del data[mark:]
+                for space in list(spaces)[known:]:
+                    del spaces[space]
+                break
+            flags = (_STOP_ON_ERROR if call.check else 0) | loads << _LOAD
+            store = self._cell(call.store) if call.store is not None else 0
+            number = self.architecture.system_calls[call.name]
+            elements += _ELEMENT.pack(number, *words, 0, flags, store)
+            count += 1
+        if not count:
+            raise TargetError(f"batch {title!r}", "has a call with more data than the agent holds")
+        memory = self.target.memory
+        if data:
+            memory.write(self.base + DATA, bytes(data))
+        memory.write(self.base + ELEMENTS, bytes(elements) + b"\xff" * 8)
+        self._execute(tid)
+        answer = memory.read(self.base + ELEMENTS, len(elements))
+        for index, call in enumerate(calls[:count]):
+            *_, result, flags, _ = _ELEMENT.unpack_from(answer, index * _ELEMENT.size)
+            if not flags & _DONE:
+                break
+            call.result = result
+            self.system_calls += 1
+            if call.check and -4096 < result < 0:
+                subject = call.note or call.name
+                raise BatchFailed(
+                    subject, f"{call.name}: {os.strerror(-result)} (while: {title})", -result
+                )
+        for space, offset in spaces.items():
+            space.data = memory.read(self.base + DATA + offset, len(space.data))
+        return count
+
+    def _lay_out(
+        self, call: Call, data: bytearray, spaces: dict[Space, int]
+    ) -> tuple[list[int], int]:
+        words, loads = [], 0
+        for position, argument in enumerate(call.arguments):
+            if isinstance(argument, Cell):
+                loads |= 1 << position
+            words.append(self._word(argument, data, spaces) & (1 << 64) - 1)
+        return words + [0] * (6 - len(words)), loads
+
+    def _word(self, argument: Argument, data: bytearray, spaces: dict[Space, int]) -> int:
+        if isinstance(argument, int):
+            return argument
+        if isinstance(argument, Cell):
+            return self._cell(argument)
+        if isinstance(argument, AddressOf):
+            addresses = [self._cell(cell) for cell in argument.cells]
+            if addresses != list(range(addresses[0], addresses[0] + 4 * len(addresses), 4)):
+                raise ValueError("cells are not consecutive")
+            return addresses[0]
+        if isinstance(argument, Space) and argument in spaces:
+            return self.base + DATA + spaces[argument]
+        data += bytes(-len(data) % 16)
+        offset = len(data)
+        if isinstance(argument, Space):
+            spaces[argument] = offset
+            data += argument.data
+        else:
+            data += argument
+        return self.base + DATA + offset
+
+    def _cell(self, cell: Cell) -> int:
+        if 4 * len(self._cells) >= ELEMENTS - CELLS:
+            raise TargetError("descriptor table", "has more descriptors than the agent's cells")
+        return self.base + CELLS + 4 * self._cells.setdefault(cell, len(self._cells))
+
+    def _execute(self, tid: int) -> None:
+        """Let a thread run until the agent's trap."""
+        target = self.target
+        registers = target.registers[tid]
+        if self.live:
+            tracing.set_signal_mask(tid, tracing.BLOCK_ALL)
+        try:
+            stack, elements = self.base + CELLS, self.base + ELEMENTS
+            tracing.set_registers(
+                tid, self.architecture.for_agent(registers, self.base, stack, elements)
+            )
+            while True:
+                tracing.request(tracing.CONT, tid)
+                status = tracing.wait(tid)
+                if status >> 16 == 0 and os.WSTOPSIG(status) == signal.SIGTRAP:
+                    break
+                self._other_stop(tid, status)
+            at = self.architecture.program_counter(tracing.get_registers(tid))
+            if not self.base < at <= self.base + len(_code()):
+                raise TargetError(f"thread {tid}", f"trapped at {at:#x}, outside the agent")
+        finally:
+            if self.live:
+                target.put_back(tid)
+
+
+def call_site(target: Target, areas: Sequence[procfs.Area]) -> int:
+    """The address of a system call instruction in the vdso.
+
+    Raises:
+        TargetError: there is none.
+    """
+    instruction = arch.native().system_call_instruction
+    for area in areas:
+        if area.name == "[vdso]":
+            at = target.memory.read(area.start, area.end - area.start).find(instruction)
+            if at >= 0:
+                return area.start + at
+    raise TargetError(
+        f"process {target.pid}", "has no vdso with a system call to borrow", "boot without vdso=0"
+    )

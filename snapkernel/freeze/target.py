@@ -1,0 +1,243 @@
+"""A stopped process: seize, look, touch, and put everything back.
+
+:func:`freeze` stops every thread and, whatever happens, gives the process its life back::
+
+    with freeze(pid) as target:
+        registers = target.registers[target.leader]
+
+Facts relied on: ``PTRACE_SEIZE`` does not stop; ``PTRACE_INTERRUPT`` does, with
+``PTRACE_EVENT_STOP`` (ptrace(2), Linux 3.4). A thread may show another stop first, and must get
+its signal. A process that was stopped by a signal goes back to that stop when it is detached.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+
+from snapkernel import procfs
+from snapkernel._native import ffi, lib
+from snapkernel.errors import SnapkernelError, TargetError
+from snapkernel.freeze import tracing
+
+O_LIVE = tracing.O_TRACESYSGOOD | tracing.O_TRACEFORK | tracing.O_TRACECLONE
+
+
+class Memory:
+    """The memory of a process that stands still; a source of runs for the store."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self, address: int, length: int) -> bytes:
+        """Bytes, readable to the process itself or not.
+
+        Raises:
+            OSError: nothing is mapped there.
+        """
+        return os.pread(self._fd, length, address)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write, writable to the process itself or not."""
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], address + done)
+
+    def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+        """Fill ``buffer`` with the bytes of ``(address, length)`` runs.
+
+        Raises:
+            TargetError: a page cannot be read; never are zeros given instead.
+        """
+        self._transfer(lib.sk_read_runs, runs, ffi.from_buffer("uint8_t[]", buffer), "read")
+
+    def write_runs(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+        """The reverse."""
+        self._transfer(lib.sk_write_runs, runs, ffi.from_buffer("uint8_t[]", buffer), "written")
+
+    def _transfer(self, function, runs, data, verb: str) -> None:  # type: ignore[no-untyped-def]
+        words = ffi.new("uint64_t[]", [word for run in runs for word in run])
+        failed = ffi.new("uint64_t *")
+        result = function(self.pid, self._fd, words, len(runs), data, failed)
+        if result < 0:
+            raise TargetError(
+                f"memory at {failed[0]:#x} of process {self.pid}",
+                f"cannot be {verb}: {os.strerror(-result)}",
+            )
+
+
+class Target:
+    """A process whose threads are all stopped by us.
+
+    Attributes:
+        pid: on this host.
+        tids: of all threads on this host, the leader first.
+        registers: of each thread, exactly as it was stopped.
+        masks: signal mask of each thread.
+        stopped: signal of the group stop that it was in, or 0.
+        memory: its memory.
+    """
+
+    def __init__(self, pid: int, tids: list[int], stopped: int = 0) -> None:
+        self.pid = pid
+        self.tids = tids
+        self.stopped = stopped
+        self.registers = {tid: tracing.get_registers(tid) for tid in tids}
+        self.masks = {tid: tracing.get_signal_mask(tid) for tid in tids}
+        self.memory = Memory(pid)
+        self.stop_again = False
+
+    @property
+    def leader(self) -> int:
+        """Thread id of the main thread."""
+        return self.pid
+
+    def put_back(self, tid: int) -> None:
+        """Give a thread its registers and signal mask again."""
+        tracing.set_registers(tid, self.registers[tid])
+        tracing.set_signal_mask(tid, self.masks[tid])
+
+    def release(self) -> None:
+        """Let all threads go on. Those that ended meanwhile are no error."""
+        if self.stop_again:
+            os.kill(self.pid, signal.SIGSTOP)
+        for tid in self.tids:
+            with suppress(TargetError):
+                tracing.request(tracing.DETACH, tid)
+        self.memory.close()
+
+    def kill(self) -> None:
+        """End the process and wait until it is gone."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        for tid in [*self.tids[1:], self.pid]:
+            status = ffi.new("int *")
+            while lib.sk_wait(tid, 0, status) >= 0 and os.WIFSTOPPED(status[0]):
+                pass
+        self.memory.close()
+
+
+@contextmanager
+def freeze(pid: int) -> Iterator[Target]:
+    """Stop every thread of a process for the time of the block.
+
+    Raises:
+        TargetError: it does not exist, is traced by another process, or may not be traced.
+    """
+    tids, stopped = _seize_all(pid)
+    try:
+        target = Target(pid, tids, stopped)
+    except BaseException:
+        for tid in tids:
+            with suppress(TargetError):
+                tracing.request(tracing.DETACH, tid)
+        raise
+    try:
+        yield target
+    finally:
+        target.release()
+
+
+def _seize_all(pid: int) -> tuple[list[int], int]:
+    """Seize and stop threads until no new one appears: a running thread may start others."""
+    seized: list[int] = []
+    stopped = 0
+    try:
+        while True:
+            new = [tid for tid in procfs.tids(pid) if tid not in seized]
+            if not new:
+                break
+            began = [tid for tid in new if _seize(tid, pid)]
+            for tid in began:
+                stop = _await_stop(tid)
+                if stop is not None:
+                    seized.append(tid)
+                    stopped = stopped or stop
+        if pid not in seized:
+            raise TargetError(f"process {pid}", "its main thread has ended")
+    except FileNotFoundError:
+        raise TargetError(f"process {pid}", "there is no such process") from None
+    except BaseException:
+        for tid in seized:
+            with suppress(TargetError):
+                tracing.request(tracing.DETACH, tid)
+        raise
+    return sorted(seized, key=lambda tid: (tid != pid, tid)), stopped
+
+
+def _seize(tid: int, pid: int) -> bool:
+    """Start tracing a thread; false when it ended before."""
+    result = lib.sk_ptrace(tracing.SEIZE, tid, 0, O_LIVE)
+    if result == -3 and tid != pid:  # ESRCH: gone since the list was read
+        return False
+    if result < 0:
+        raise why_not(pid, -result)
+    with suppress(tracing.Died):
+        tracing.request(tracing.INTERRUPT, tid)
+    return True
+
+
+def _await_stop(tid: int) -> int | None:
+    """Wait for the stop that was asked for; the signal of a group stop, else 0, or ``None`` when
+    the thread ended."""
+    while True:
+        try:
+            status = tracing.wait(tid)
+            stop_signal = os.WSTOPSIG(status)
+            if status >> 16 == tracing.EVENT_STOP:
+                return stop_signal if stop_signal != signal.SIGTRAP else 0
+            event = status >> 16
+            tracing.request(tracing.CONT, tid, 0, 0 if event else stop_signal)
+        except tracing.Died:
+            return None
+
+
+def why_not(pid: int, errno: int) -> SnapkernelError:
+    """The error that explains why a process cannot be traced."""
+    subject = f"process {pid}"
+    try:
+        status = procfs.status(pid)
+    except TargetError as error:
+        return error
+    tracer = int(status.get("TracerPid", "0"))
+    if tracer:
+        return TargetError(
+            subject,
+            f"is traced by process {tracer}",
+            "detach that debugger or tracer, then try again",
+        )
+    if status["State"].startswith("Z"):
+        return TargetError(subject, "has ended; its parent has not yet asked for its status")
+    if "VmSize" not in status:
+        return TargetError(subject, "is a thread of the kernel, not a process")
+    uid = int(status["Uid"].split()[0])
+    if os.geteuid() not in (0, uid):
+        return TargetError(
+            subject, f"belongs to user {uid}", "take the snapshot as that user, or as root"
+        )
+    with suppress(OSError):
+        scope = int(procfs.text("/proc/sys/kernel/yama/ptrace_scope"))
+        if scope:
+            return TargetError(
+                subject,
+                f"may not be traced: kernel.yama.ptrace_scope is {scope}",
+                "start the kernel through snapkernel, take the snapshot with %checkpoint inside "
+                "it, or set kernel.yama.ptrace_scope to 0",
+            )
+    return TargetError(subject, f"cannot be traced: {os.strerror(errno)}")

@@ -1,0 +1,217 @@
+"""What ``/proc/PID`` tells about a process (proc(5)), parsed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapkernel.errors import TargetError
+
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+
+
+def read(path: str) -> bytes:
+    """The whole of a file of /proc; one ``read`` suffices for most.
+
+    Raises:
+        OSError: as open(2) and read(2) do.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, 1 << 20):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def text(path: str) -> str:
+    """The same, decoded as file names are."""
+    return os.fsdecode(read(path))
+
+
+def status(pid: int, tid: int | None = None) -> dict[str, str]:
+    """``/proc/PID/status``, or that of a thread, by field.
+
+    Raises:
+        TargetError: there is no such process.
+    """
+    path = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
+    try:
+        lines = text(path).splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        raise TargetError(f"process {pid}", "there is no such process") from None
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def stat(pid: int) -> list[str]:
+    """``/proc/PID/stat`` from field 3 (state) on, so that index ``n - 3`` is proc(5)'s field n."""
+    return text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def tids(pid: int) -> list[int]:
+    """All threads, the leader first."""
+    return sorted((int(name) for name in os.listdir(f"/proc/{pid}/task")), key=lambda t: (t != pid, t))
+
+
+def innermost(ids: str) -> int:
+    """The last id of a line such as ``NSpid: 4711 17``: the process's own view."""
+    return int(ids.split()[-1])
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent is ``pid``, found by their ``stat``; works on every kernel."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                fields = stat(int(name))
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found.append(int(name))
+    return found
+
+
+@dataclass(frozen=True)
+class Area:
+    """A line of ``/proc/PID/maps``."""
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    device: str
+    inode: int
+    name: str
+
+    @property
+    def protection(self) -> int:
+        """``PROT_*`` bits."""
+        return sum(
+            bit
+            for bit, letter in ((PROT_READ, "r"), (PROT_WRITE, "w"), (PROT_EXEC, "x"))
+            if letter in self.permissions
+        )
+
+    @property
+    def shared(self) -> bool:
+        """``MAP_SHARED``."""
+        return self.permissions[3] == "s"
+
+    @property
+    def path(self) -> str:
+        """The name without the mark of deletion."""
+        return self.name.removesuffix(" (deleted)")
+
+
+_AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (\S+) (\d+) *(.*)")
+
+
+def _area(match: re.Match[str]) -> Area:
+    start, end, permissions, offset, device, inode, name = match.groups()
+    name = re.sub(r"\\012", "\n", name)
+    return Area(
+        int(start, 16), int(end, 16), permissions, int(offset, 16), device, int(inode), name
+    )
+
+
+def areas(maps: str) -> list[Area]:
+    """Parse the text of ``maps``."""
+    return [_area(match) for line in maps.splitlines() if (match := _AREA.fullmatch(line))]
+
+
+def areas_with_flags(smaps: str) -> Iterator[tuple[Area, tuple[str, ...]]]:
+    """Parse the text of ``smaps``: areas with their VmFlags (Linux 3.8)."""
+    area = None
+    for line in smaps.splitlines():
+        if line.startswith("VmFlags:"):
+            if area is not None:
+                yield area, tuple(line.split()[1:])
+        elif match := _AREA.fullmatch(line):
+            area = _area(match)
+
+
+def descriptor_info(pid: int, fd: int) -> dict[str, str]:
+    """``/proc/PID/fdinfo/FD`` by field; of repeated fields (epoll's ``tfd``) the last."""
+    lines = text(f"/proc/{pid}/fdinfo/{fd}").splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def limits(pid: int) -> dict[int, tuple[int, int]]:
+    """``/proc/PID/limits``: soft and hard limit by ``RLIMIT_*`` number, -1 when unlimited.
+
+    The file lists them in the order of <asm-generic/resource.h>'s names, not numbers.
+    """
+    numbers = {
+        "Max cpu time": 0,
+        "Max file size": 1,
+        "Max data size": 2,
+        "Max stack size": 3,
+        "Max core file size": 4,
+        "Max resident set": 5,
+        "Max processes": 6,
+        "Max open files": 7,
+        "Max locked memory": 8,
+        "Max address space": 9,
+        "Max file locks": 10,
+        "Max pending signals": 11,
+        "Max msgqueue size": 12,
+        "Max nice priority": 13,
+        "Max realtime priority": 14,
+        "Max realtime timeout": 15,
+    }
+    found = {}
+    for line in text(f"/proc/{pid}/limits").splitlines()[1:]:
+        name, values = line[:26].strip(), line[26:].split()
+        if name in numbers:
+            soft, hard = (-1 if word == "unlimited" else int(word) for word in values[:2])
+            found[numbers[name]] = (soft, hard)
+    return found
+
+
+def build_id(path: str) -> str:
+    """The GNU build id of an ELF file in hexadecimal, or nothing.
+
+    Reads the notes of the program headers (elf(5)).
+    """
+    try:
+        with Path(path).open("rb") as file:
+            header = file.read(64)
+            if header[:4] != b"\x7fELF":
+                return ""
+            wide, order = header[4] == 2, "little" if header[5] == 1 else "big"
+
+            def number(data: bytes, offset: int, size: int) -> int:
+                return int.from_bytes(data[offset : offset + size], order)  # type: ignore[arg-type]
+
+            table = number(header, 32, 8) if wide else number(header, 28, 4)
+            size = number(header, 54 if wide else 42, 2)
+            count = number(header, 56 if wide else 44, 2)
+            file.seek(table)
+            for entry in (file.read(size) for _ in range(count)):
+                if number(entry, 0, 4) != 4:  # PT_NOTE
+                    continue
+                at, length = (
+                    (number(entry, 8, 8), number(entry, 32, 8))
+                    if wide
+                    else (number(entry, 4, 4), number(entry, 16, 4))
+                )
+                back = file.tell()
+                file.seek(at)
+                notes = file.read(min(length, 4096))
+                file.seek(back)
+                offset = 0
+                while offset + 12 <= len(notes):
+                    names, words, kind = (number(notes, offset + 4 * i, 4) for i in range(3))
+                    start = offset + 12 + (names + 3 & ~3)
+                    if kind == 3 and notes[offset + 12 : offset + 16] == b"GNU\0":
+                        return notes[start : start + words].hex()
+                    offset = start + (words + 3 & ~3)
+    except OSError:
+        pass
+    return ""
