@@ -28,12 +28,12 @@ test: $(VENV)/installed-test,torch
 	PYTHONSAFEPATH=1 $(VENV)/bin/pytest $(PYTEST_ARGUMENTS)
 
 bench: $(VENV)/installed-benchmark
-	$(VENV)/bin/python benchmarks/run.py
+	$(VENV)/bin/python benchmarks/freeze_thaw.py
 
 lint: $(VENV)/installed-lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy -p snapkernel
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p snapkernel
 	$(VENV)/bin/clang-format --dry-run -Werror $(c_files)
 
 clean:
