@@ -1,0 +1,100 @@
+"""How the bytes of a chunk are stored: as they are, or compressed, numbers after a byte shuffle.
+
+Elements of a numeric array share their high bytes and differ in the low ones. Put all first
+bytes together, then all second bytes, and zstd finds what they have in common: a linspace becomes
+40 times smaller instead of 1.2 times. Text and object heaps lose by it, so a trial on a sample of
+each chunk decides. Random bytes fail every trial and are stored as they are, at a few
+microseconds a chunk.
+"""
+
+from __future__ import annotations
+
+import zstandard
+
+from snapkernel._native import ffi, lib
+
+STORED, ZSTD = 0, 1
+WIDTHS = {2: 8, 3: 4, 4: 2}
+"""Bytes of the elements that a codec shuffles before zstd."""
+CODECS = frozenset({STORED, ZSTD, *WIDTHS})
+
+MAX_CHUNK = 1 << 20
+"""Largest length of a chunk that a reader accepts, in bytes."""
+
+_LEVEL = 1  # 2: 40 % slower on numbers, 3 % smaller
+_SAMPLE = 8 << 10
+_PIECES = 4
+_SHUFFLE_GAIN = 0.9  # a shuffle must win this much: it costs a pass when reading
+_STORE_FROM = 0.97  # what saves less than 3 % is not worth decompressing
+
+
+class Encoder:
+    """Compresses chunks. Each thread has its own."""
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
+        self._scratch = memoryview(bytearray(MAX_CHUNK))
+        self._target = ffi.from_buffer(self._scratch)
+
+    def encode(self, raw: memoryview) -> tuple[int, bytes | memoryview]:
+        """Return the codec and the bytes to store; these are ``raw`` itself for ``STORED``."""
+        codec = self._choose(raw)
+        if codec == STORED:
+            return STORED, raw
+        stored = self._zstd.compress(self._shuffled(codec, raw) if codec in WIDTHS else raw)
+        if len(stored) > len(raw) * _STORE_FROM:
+            return STORED, raw
+        return codec, stored
+
+    def _choose(self, raw: memoryview) -> int:
+        """Compress a sample of the chunk in each way."""
+        sample = _sample(raw)
+        limit = len(sample) * _STORE_FROM
+        codec, best = STORED, limit
+        size = len(self._zstd.compress(sample))
+        if size < best:
+            codec, best = ZSTD, size
+        best *= _SHUFFLE_GAIN
+        for shuffle in WIDTHS:
+            size = len(self._zstd.compress(self._shuffled(shuffle, sample)))
+            if size < best:
+                codec, best = shuffle, size
+        return codec
+
+    def _shuffled(self, codec: int, raw: bytes | memoryview) -> memoryview:
+        lib.sk_shuffle(ffi.from_buffer(raw), self._target, len(raw), WIDTHS[codec])
+        return self._scratch[: len(raw)]
+
+
+class Decoder:
+    """Decompresses chunks. Each thread has its own."""
+
+    def __init__(self) -> None:
+        # A frame of ours never needs a larger window; what is read is not trusted.
+        self._zstd = zstandard.ZstdDecompressor(max_window_size=MAX_CHUNK)
+        self._scratch = memoryview(bytearray(MAX_CHUNK))
+        self._source = ffi.from_buffer(self._scratch)
+
+    def decode(self, codec: int, stored: memoryview, target: memoryview) -> None:
+        """Fill ``target``, exactly. Raises ValueError when the bytes do not decode to that."""
+        width = WIDTHS.get(codec)
+        plain = self._scratch[: len(target)] if width else target
+        try:
+            # In one pass, without a copy: the whole frame is there, and so is the room for it.
+            count = self._zstd.stream_reader(stored).readinto(plain)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"cannot be decompressed ({error})") from error
+        if count != len(target):
+            raise ValueError("decompresses to another length")
+        if width:
+            lib.sk_unshuffle(self._source, ffi.from_buffer(target), len(target), width)
+
+
+def _sample(raw: memoryview) -> bytes | memoryview:
+    """Pieces from all over the chunk, at multiples of 64 bytes so that elements stay whole."""
+    if len(raw) <= _SAMPLE:
+        return raw
+    step = len(raw) // _PIECES
+    size = _SAMPLE // _PIECES
+    starts = ((step * number + (step - size) // 2) & ~63 for number in range(_PIECES))
+    return b"".join([raw[start : start + size] for start in starts])

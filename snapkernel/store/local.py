@@ -1,0 +1,182 @@
+"""A store in a folder: ``file:///path``.
+
+An object is written to ``tmp/``, made durable with fsync(2) and renamed to its name, whose folder
+is then synced as well, so that after a power failure an object is there whole or not at all.
+Folders are created 0700 and files 0600: a snapshot holds every secret of a process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from snapkernel.errors import StoreError
+from snapkernel.store.backend import Buffer, Entry, ExistingObject, MissingObject
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another store with --store",
+    errno.EDQUOT: "free some of your quota, or choose another store with --store",
+    errno.EACCES: "choose a folder that you may read and write",
+    errno.EPERM: "choose a folder that you may read and write",
+    errno.EROFS: "choose a folder on a file system that can be written",
+    errno.ENOTDIR: "choose a folder, not a file",
+    errno.EIO: "check the disk",
+}
+_PARTS = 512  # fewer than IOV_MAX, readv(2)
+
+
+class LocalBackend:
+    """Objects as files below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = root.as_uri()
+
+    def path(self, name: str) -> Path:
+        """Where the object of that name is."""
+        return self.root / name
+
+    def upload(self) -> LocalUpload:
+        return LocalUpload(self)
+
+    def read(self, name: str, offset: int, parts: Sequence[memoryview]) -> int:
+        with self.errors(name, "read"):
+            descriptor = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return _read(descriptor, offset, parts)
+            finally:
+                os.close(descriptor)
+
+    def list(self, folder: str) -> Iterator[Entry]:
+        with self.errors(folder, "list"):
+            try:
+                found = sorted(os.scandir(self.path(folder)), key=lambda entry: entry.name)
+            except FileNotFoundError:
+                return
+            for entry in found:
+                name = f"{folder}/{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self.list(name)
+                else:
+                    with suppress(FileNotFoundError):  # removed meanwhile
+                        status = entry.stat(follow_symlinks=False)
+                        yield Entry(name, status.st_size, status.st_mtime)
+
+    def touch(self, name: str) -> None:
+        with self.errors(name, "write"):
+            os.utime(self.path(name))
+
+    def delete(self, name: str) -> None:
+        with self.errors(name, "delete"), suppress(FileNotFoundError):
+            os.unlink(self.path(name))
+
+    def unfinished(self) -> Iterator[Entry]:
+        return self.list("tmp")
+
+    def discard(self, entry: Entry) -> None:
+        self.delete(entry.name)
+
+    def make_folder(self, folder: Path) -> None:
+        """Create a folder and those above it, durably."""
+        if folder.is_dir():
+            return
+        if folder.parent != folder:
+            self.make_folder(folder.parent)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            sync_folder(folder.parent)
+
+    @contextmanager
+    def errors(self, name: str, action: str) -> Iterator[None]:
+        """Turn an OSError into a StoreError that says what was being done and what helps."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise MissingObject(f"{name} in {self.url}", "there is no such object") from None
+        except OSError as error:
+            reason = f"cannot {action} {name}: {error.strerror}"
+            remedy = _REMEDIES.get(error.errno or 0, "")
+            raise StoreError(f"store {self.url}", reason, remedy) from error
+
+
+class LocalUpload:
+    """A file in ``tmp/`` that becomes an object by its renaming."""
+
+    def __init__(self, backend: LocalBackend) -> None:
+        self._backend = backend
+        self._path = backend.path(f"tmp/{secrets.token_hex(16)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with backend.errors("tmp", "write"):
+            backend.make_folder(self._path.parent)
+            self._descriptor = os.open(self._path, flags, 0o600)
+
+    def write(self, parts: Sequence[Buffer]) -> None:
+        with self._backend.errors("tmp", "write"):
+            for start in range(0, len(parts), _PARTS):
+                _write(self._descriptor, parts[start : start + _PARTS])
+
+    def finish(self, name: str, *, exclusive: bool = False) -> None:
+        target = self._backend.path(name)
+        with self._backend.errors(name, "write"):
+            os.fsync(self._descriptor)
+            self._backend.make_folder(target.parent)
+            if exclusive:
+                try:
+                    os.link(self._path, target)
+                except FileExistsError:
+                    object = f"{name} in {self._backend.url}"
+                    raise ExistingObject(object, "it exists already") from None
+                os.unlink(self._path)
+            else:
+                os.rename(self._path, target)
+            sync_folder(target.parent)
+        self._close()
+
+    def abort(self) -> None:
+        self._close()
+        with suppress(OSError):
+            os.unlink(self._path)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (fsync(2): not done by syncing the file)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int, offset: int, parts: Sequence[memoryview]) -> int:
+    start = offset
+    left = list(parts)
+    while left:
+        count = os.preadv(descriptor, left[:_PARTS], offset)
+        if not count:
+            break
+        offset += count
+        left = _skip(left, count)
+    return offset - start
+
+
+def _write(descriptor: int, parts: Sequence[Buffer]) -> None:
+    left = [memoryview(part) for part in parts if len(part)]
+    while left:
+        left = _skip(left, os.writev(descriptor, left))
+
+
+def _skip(parts: list[memoryview], count: int) -> list[memoryview]:
+    for number, part in enumerate(parts):
+        if count < len(part):
+            return [part[count:], *parts[number + 1 :]]
+        count -= len(part)
+    return []

@@ -1,0 +1,405 @@
+"""Writing a snapshot: read, drop zero pages, hash, compress and write, on all cores at once.
+
+Each worker thread takes a piece of a megabyte or two, does all of that with it and appends the
+result to the open pack. Everything heavy - reading memory, scanning, BLAKE3, zstd, write(2),
+fsync(2) - releases the interpreter's lock, and nothing is queued, so the buffers of the workers
+are all the memory there is.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple, Protocol, final
+
+import msgspec
+from blake3 import blake3
+
+from snapkernel._native import ffi, lib
+from snapkernel.errors import StoreError
+from snapkernel.model import CHUNK, RUN, Content, Manifest
+from snapkernel.store import manifest as manifests
+from snapkernel.store.backend import Backend, Buffer, MissingObject, put
+from snapkernel.store.codec import Encoder
+from snapkernel.store.index import Index, write_index
+from snapkernel.store.pack import ROW, TARGET_SIZE, OpenPack, Pack, Place, object_name
+
+WINDOW = 256 << 10
+"""A chunk holds what is stored of one aligned window of the address space, in bytes."""
+
+_PIECE = 2 << 20
+_MIN_PAGE = 4096
+
+Run = tuple[int, int]
+"""Address (or offset in a file) and length, in bytes."""
+
+
+class Source(Protocol):
+    """Where the bytes of runs come from: frozen memory, a file."""
+
+    def read_into(self, runs: Sequence[Run], buffer: memoryview) -> None:
+        """Fill the buffer with the bytes of the runs, one after the other.
+
+        Called from several threads. Raises SnapkernelError.
+        """
+
+
+class _Piece(NamedTuple):
+    """Work for one thread: runs, the bytes in each of their windows, the bytes in all."""
+
+    number: int
+    runs: list[Run]
+    windows: list[int]
+    length: int
+
+
+class _Result(NamedTuple):
+    """What became of a piece: the runs without zero pages, and a place for each window's rest."""
+
+    runs: list[Run]
+    places: list[Place]
+
+
+@final
+class SnapshotWriter:
+    """Adds one snapshot to a store. A context manager: what is not committed is taken back.
+
+    Attributes:
+        new_bytes: bytes that this snapshot added to the store so far.
+    """
+
+    def __init__(self, backend: Backend, *, threads: int | None = None) -> None:
+        self._backend = backend
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self._threads, "snapkernel-store")
+        self._closers = ThreadPoolExecutor(2, "snapkernel-sync")
+        self._closing: list[Future[None]] = []
+        self._index: Future[Index] = self._closers.submit(Index.load, backend)
+        self._lock = threading.Lock()
+        self._known: dict[bytes, Place] = {}
+        self._packs: list[Pack] = []
+        self._reused: list[Pack] = []
+        self._gone: set[str] = set()
+        self._written: list[OpenPack] = []
+        self._open: OpenPack | None = None
+        self._failed = False
+        self._committed = False
+        self.new_bytes = 0
+
+    def __enter__(self) -> SnapshotWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+        self._closers.shutdown()
+        if not self._committed:
+            self._take_back()
+
+    # --- contents --------------------------------------------------------------------------------
+
+    def store(
+        self,
+        source: Source,
+        runs: Iterable[Run],
+        *,
+        page_size: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> Content:
+        """Store the bytes of the runs, except for pages of zeros.
+
+        Args:
+            source: gives the bytes.
+            runs: ascending and disjoint; addresses are multiples of ``page_size`` and so are
+                lengths, except that of the last run.
+            page_size: bytes, a power of two of at least 4096.
+            progress: called with the number of bytes just dealt with, from one thread at a time.
+
+        Raises:
+            StoreError: the store cannot be written. What the source raises is passed on.
+            ValueError: runs that are not as described.
+        """
+        if self._failed or self._committed:
+            raise StoreError(f"store {self._backend.url}", "this snapshot's writer has ended")
+        results: dict[int, _Result] = {}
+        pieces = _pieces(runs, page_size)
+        taking = threading.Lock()
+
+        def take() -> _Piece | None:
+            with taking:
+                return None if self._failed else next(pieces, None)
+
+        def work(piece: _Piece | None) -> None:
+            try:
+                worker = _Worker(self, source, page_size)
+                while piece:
+                    results[piece.number] = worker.process(piece)
+                    if progress:
+                        with taking:
+                            progress(piece.length)
+                    piece = take()
+            except BaseException:
+                self._failed = True
+                raise
+
+        first = take()
+        second = take()
+        if second is None:  # not worth a thread
+            work(first)
+        else:
+            helpers = [self._pool.submit(work, piece) for piece in (first, second)]
+            helpers += [self._pool.submit(work, take()) for _ in range(self._threads - 2)]
+            self._wait(helpers)
+        return self._content([results[number] for number in range(len(results))])
+
+    def _wait(self, helpers: Sequence[Future[None]]) -> None:
+        try:
+            for helper in helpers:
+                helper.result()
+        except BaseException:
+            self._failed = True  # the others end with their piece
+            for helper in helpers:
+                helper.exception()
+            raise
+
+    def _content(self, results: Sequence[_Result]) -> Content:
+        runs: list[Run] = []
+        for result in results:
+            for address, length in result.runs:
+                _extend(runs, address, length)
+        rows = []
+        for result in results:
+            for place in result.places:
+                assert place.pack is not None
+                number = self._number(place.pack)
+                rows.append(
+                    CHUNK.pack(
+                        place.id, number, place.offset, place.stored, place.length, place.codec
+                    )
+                )
+        return Content(runs=b"".join([RUN.pack(*run) for run in runs]), chunks=b"".join(rows))
+
+    def _number(self, pack: Pack) -> int:
+        if pack.number is None:
+            pack.number = len(self._packs)
+            self._packs.append(pack)
+        return pack.number
+
+    def find(self, raw: memoryview) -> tuple[Place, bool]:
+        """Return the chunk's place, and whether it is new, for the caller to store."""
+        id = blake3(raw).digest()
+        place = self._known.get(id)
+        if place is not None:
+            return place, False
+        found = self._index.result().find(id)
+        if found is not None and self._reuse(found):
+            return self._known.setdefault(id, found), False
+        mine = Place(id, len(raw))
+        place = self._known.setdefault(id, mine)
+        return place, place is mine
+
+    def _reuse(self, place: Place) -> bool:
+        """Whether the pack is still there. Garbage collection spares what was touched lately."""
+        pack = place.pack
+        assert pack is not None
+        with self._lock:
+            if pack in self._reused or pack.name in self._gone:
+                return pack.name not in self._gone
+            try:
+                self._backend.touch(object_name(pack.name))
+            except MissingObject:
+                self._gone.add(pack.name)
+                return False
+            self._reused.append(pack)
+            return True
+
+    def append(self, batch: Sequence[tuple[Place, int, Buffer]]) -> None:
+        """Write new chunks into the open pack. Called by the workers."""
+        size = sum(len(data) for _, _, data in batch)
+        with self._lock:
+            if self._open and self._open.size + size > TARGET_SIZE:
+                self._close_pack()
+            if self._open is None:
+                self._open = OpenPack(self._backend)
+                self._written.append(self._open)
+            self._open.append(batch)
+
+    def _close_pack(self) -> None:
+        if self._open:
+            self._closing.append(self._closers.submit(self._open.finish))
+            self._open = None
+        for closing in self._closing:
+            if closing.done():
+                closing.result()  # raises what went wrong
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Write the manifest, with its packs and the bytes added, and return it so.
+
+        Before that, everything it refers to is durable. Once this returns, the snapshot is safe.
+        ``stored_bytes`` counts packs and their index, ``new_bytes`` the manifest as well.
+
+        Raises:
+            StoreError: the store cannot be written; there is no such snapshot then.
+            ValueError: the manifest is not a valid one.
+        """
+        if self._failed or self._committed:
+            raise StoreError(f"store {self._backend.url}", "this snapshot's writer has ended")
+        self._failed = True  # until the end is reached
+        self._close_pack()
+        for closing in self._closing:
+            closing.result()
+        self._keep_reused()
+        self.new_bytes = sum(written.size for written in self._written)
+        if self._written:
+            tables = [
+                (written.pack.name, written.size, b"".join([ROW.pack(*r) for r in written.rows]))
+                for written in self._written
+            ]
+            self.new_bytes += write_index(self._backend, tables)
+        manifest = msgspec.structs.replace(
+            manifest, packs=tuple(pack.name for pack in self._packs), stored_bytes=self.new_bytes
+        )
+        data = manifests.encode(manifest)
+        put(self._backend, manifests.object_name(manifest.id), [data], exclusive=True)
+        self.new_bytes += len(data)
+        self._committed = True
+        return manifest
+
+    def _keep_reused(self) -> None:
+        """Make sure that no pack that was relied on has been collected meanwhile."""
+        for pack in self._reused:
+            try:
+                self._backend.touch(object_name(pack.name))
+            except MissingObject as error:
+                reason = f"pack {pack.name} was removed while the snapshot was written"
+                remedy = "take the snapshot again"
+                raise StoreError(f"store {self._backend.url}", reason, remedy) from error
+
+    def _take_back(self) -> None:
+        """Remove the packs written: nothing refers to them, for no index names them yet."""
+        if self._open:
+            self._open.abort()
+        for written in self._written:
+            try:
+                written.abort()
+                if written.pack.name:
+                    self._backend.delete(object_name(written.pack.name))
+            except StoreError:
+                pass  # an error is on its way already; `gc` removes what is left
+
+
+class _Worker:
+    """One thread's buffers and what it does with a piece."""
+
+    def __init__(self, writer: SnapshotWriter, source: Source, page_size: int) -> None:
+        if page_size < _MIN_PAGE or page_size & (page_size - 1) or page_size > WINDOW:
+            raise ValueError(f"page size {page_size}")
+        self._writer = writer
+        self._source = source
+        self._page = page_size
+        self._memory = memoryview(mmap.mmap(-1, _PIECE))
+        self._address = ffi.from_buffer(self._memory)
+        self._map = bytearray(_PIECE // page_size)
+        self._encoder = Encoder()
+
+    def process(self, piece: _Piece) -> _Result:
+        """Read a piece, store what is new of it."""
+        self._source.read_into(piece.runs, self._memory[: piece.length])
+        runs, windows = self._drop_zeros(piece)
+        places = []
+        batch: list[tuple[Place, int, Buffer]] = []
+        start = 0
+        for length in windows:
+            raw = self._memory[start : start + length]
+            start += length
+            place, new = self._writer.find(raw)
+            places.append(place)
+            if new:
+                batch.append((place, *self._encoder.encode(raw)))
+        if batch:
+            self._writer.append(batch)
+        return _Result(runs, places)
+
+    def _drop_zeros(self, piece: _Piece) -> tuple[list[Run], list[int]]:
+        """Move all other pages together; return their runs and the bytes left of each window."""
+        page = self._page
+        pages = -(-piece.length // page)
+        padding = pages * page - piece.length
+        if padding:
+            self._memory[piece.length : pages * page] = bytes(padding)
+        found = ffi.from_buffer(self._map)
+        kept = lib.sk_nonzero_pages(self._address, pages, page, found)
+        if kept == pages:
+            return piece.runs, piece.windows
+        if kept == 0:
+            return [], []
+        lib.sk_squeeze_pages(self._address, pages, page, found)
+        windows = []
+        position = 0
+        for length in piece.windows:
+            count = -(-length // page)
+            left = self._map.count(1, position, position + count)
+            position += count
+            if left:
+                windows.append(left * page)
+        if self._map[pages - 1]:
+            windows[-1] -= padding
+        return list(self._runs_left(piece.runs)), windows
+
+    def _runs_left(self, runs: Sequence[Run]) -> Iterator[Run]:
+        page = self._page
+        position = 0
+        for address, length in runs:
+            end = position + -(-length // page)
+            first = self._map.find(1, position, end)
+            while first >= 0:
+                after = self._map.find(0, first, end)
+                after = end if after < 0 else after
+                start = (first - position) * page
+                yield address + start, min((after - position) * page, length) - start
+                first = self._map.find(1, after, end)
+            position = end
+
+
+def _extend(runs: list[Run], address: int, length: int) -> None:
+    """Append a run, joined with the one before where they touch."""
+    if runs and runs[-1][0] + runs[-1][1] == address:
+        runs[-1] = (runs[-1][0], runs[-1][1] + length)
+    else:
+        runs.append((address, length))
+
+
+def _pieces(runs: Iterable[Run], page_size: int) -> Iterator[_Piece]:
+    """Cut runs into pieces of whole windows."""
+    number = size = end = 0
+    window = -1
+    taken: list[Run] = []
+    windows: list[int] = []
+    for address, length in runs:
+        if address < end or length <= 0 or address % page_size or end % page_size:
+            raise ValueError(f"the run at {address:#x} is empty, unaligned or not ascending")
+        end = address + length
+        while address < end:
+            if address // WINDOW != window:
+                window = address // WINDOW
+                if size + WINDOW > _PIECE:
+                    yield _Piece(number, taken, windows, size)
+                    number, size, taken, windows = number + 1, 0, [], []
+                windows.append(0)
+            part = min(end, (window + 1) * WINDOW) - address
+            windows[-1] += part
+            size += part
+            _extend(taken, address, part)
+            address += part
+    if size:
+        yield _Piece(number, taken, windows, size)
