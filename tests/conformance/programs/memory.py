@@ -1,0 +1,419 @@
+"""Private memory and mapped files."""
+
+import mmap
+import os
+
+from areas import ANONYMOUS, NONE, NORESERVE, PAGE, PRIVATE, READ, SHARED, WRITE, Area
+from protocol import UnsupportedError, call, expect, main, pattern, program
+
+MEBIBYTE = 1 << 20
+DROPPABLE = 0x08  # MAP_DROPPABLE, Linux 6.11, a type like MAP_SHARED and MAP_PRIVATE
+GROWSDOWN = mmap.MAP_GROWSDOWN if hasattr(mmap, "MAP_GROWSDOWN") else 0x100
+GUARD_INSTALL = 102  # MADV_GUARD_INSTALL, Linux 6.13
+WIPEONFORK = 18
+DONTDUMP = 16
+PR_SET_VMA = 0x53564D41
+PR_SET_VMA_ANON_NAME = 0
+
+
+@program
+def private_anonymous():
+    area = Area(4 * MEBIBYTE)
+    area.write(pattern(3 * MEBIBYTE))
+    yield
+    expect("content", area.read() == pattern(3 * MEBIBYTE) + bytes(MEBIBYTE), True)
+    area.write(b"still writable")
+    expect("what was written", area.read(14), b"still writable")
+
+
+@program
+def scattered_pages():
+    """Every other page dirty: the ranges of the snapshot are many and short."""
+    area = Area(512 * PAGE)
+    area.advise(mmap.MADV_NOHUGEPAGE)
+    for page in range(0, 512, 2):
+        area.write(pattern(PAGE, page % 250 + 1), page * PAGE)
+    yield
+    for page in range(512):
+        expected = bytes(PAGE) if page % 2 else pattern(PAGE, page % 250 + 1)
+        expect(f"page {page}", area.read(PAGE, page * PAGE) == expected, True)
+
+
+@program
+def sparse_reservation():
+    length = 64 << 30
+    area = Area(length, flags=PRIVATE | ANONYMOUS | NORESERVE)
+    places = (0, 17 * MEBIBYTE, (40 << 30) + 3 * PAGE, length - PAGE)
+    for number, place in enumerate(places):
+        area.write(pattern(PAGE, number + 1), place)
+    yield
+    for number, place in enumerate(places):
+        expect(f"page at {place:#x}", area.read(PAGE, place), pattern(PAGE, number + 1))
+    expect("a page in between", area.read(PAGE, 20 << 30), bytes(PAGE))
+    assert "nr" in area.vm_flags(), "the reservation counts against the commit limit"
+    assert area.resident() < 64 * MEBIBYTE, f"{area.resident()} bytes are resident"
+
+
+@program
+def inaccessible():
+    """Data below PROT_NONE is still there."""
+    area = Area(64 * PAGE)
+    area.write(pattern(64 * PAGE))
+    area.protect(NONE)
+    reserved = Area(256 * MEBIBYTE, NONE)
+    yield
+    expect("can be read", area.readable(), False)
+    expect("permissions", area.permissions(), "---p")
+    expect("the reserved one can be read", reserved.readable(), False)
+    area.protect(READ)
+    expect("content", area.read() == pattern(64 * PAGE), True)
+    reserved.protect(READ | WRITE)
+    expect("reserved", reserved.read(PAGE, 99 * PAGE), bytes(PAGE))
+
+
+@program
+def read_only():
+    area = Area(16 * PAGE)
+    area.write(pattern(16 * PAGE))
+    area.protect(READ)
+    executable = Area(16 * PAGE)
+    executable.write(pattern(16 * PAGE, 2))
+    executable.protect(READ | mmap.PROT_EXEC)
+    yield
+    expect("can be written", area.writable(), False)
+    expect("content", area.read() == pattern(16 * PAGE), True)
+    expect("permissions", executable.permissions(), "r-xp")
+    expect("executable content", executable.read() == pattern(16 * PAGE, 2), True)
+
+
+@program
+def permissions_by_page():
+    """Neighbours with different protection stay apart, and do not merge with others."""
+    area = Area(8 * PAGE)
+    area.write(pattern(8 * PAGE))
+    area.protect(READ, 2 * PAGE, 2 * PAGE)
+    area.protect(NONE, 5 * PAGE, PAGE)
+    before = [(area.readable(p * PAGE), area.writable(p * PAGE)) for p in range(8)]
+    yield
+    after = [(area.readable(p * PAGE), area.writable(p * PAGE)) for p in range(8)]
+    expect("readable, writable", after, before)
+
+
+@program
+def program_break():
+    """The heap is where brk(2) put it, and grows on."""
+    start = call("sbrk", 8 * MEBIBYTE)
+    heap = Area.__new__(Area)
+    heap.address, heap.length = start, 8 * MEBIBYTE
+    heap.write(pattern(8 * MEBIBYTE))
+    yield
+    expect("content", heap.read() == pattern(8 * MEBIBYTE), True)
+    grown = call("sbrk", MEBIBYTE)
+    assert grown >= start + 8 * MEBIBYTE, "the program break went back"
+    heap.address, heap.length = grown, MEBIBYTE
+    expect("new heap", heap.read() == bytes(MEBIBYTE), True)
+    heap.write(pattern(MEBIBYTE))
+    assert "[heap]" in heap.details()[""], heap.details()[""]
+
+
+@program
+def growing_area():
+    """A MAP_GROWSDOWN area, like the stack."""
+    area = Area(16 * PAGE, flags=PRIVATE | ANONYMOUS | GROWSDOWN)
+    area.write(pattern(16 * PAGE))
+    yield
+    expect("content", area.read() == pattern(16 * PAGE), True)
+    assert "gd" in area.vm_flags(), area.vm_flags()
+
+
+@program
+def private_file():
+    """Clean pages come from the file, dirty ones from the snapshot."""
+    with open("private", "wb") as file:
+        file.write(pattern(64 * PAGE))
+    with open("private", "rb") as file:
+        area = Area(64 * PAGE, flags=PRIVATE, fd=file.fileno())
+        second = Area(8 * PAGE, READ, PRIVATE, file.fileno(), 32 * PAGE)
+    for page in (0, 7, 8, 63):
+        area.write(pattern(PAGE, 99), page * PAGE)
+    expected = bytearray(pattern(64 * PAGE))
+    for page in (0, 7, 8, 63):
+        expected[page * PAGE : (page + 1) * PAGE] = pattern(PAGE, 99)
+    yield
+    expect("content", area.read() == bytes(expected), True)
+    expect("at an offset", second.read() == pattern(64 * PAGE)[32 * PAGE : 40 * PAGE], True)
+    assert area.details()[""].endswith("/private"), area.details()[""]
+    with open("private", "rb") as file:
+        expect("the file itself", file.read() == pattern(64 * PAGE), True)
+
+
+@program
+def private_file_beyond_end():
+    """A mapping that is longer than its file: the last page is zero-filled, more is not there."""
+    with open("short", "wb") as file:
+        file.write(pattern(PAGE + 100))
+    with open("short", "rb") as file:
+        area = Area(4 * PAGE, flags=PRIVATE, fd=file.fileno())
+    area.write(b"dirty", PAGE + 50)
+    yield
+    expect("first page", area.read(PAGE), pattern(PAGE))
+    expect("rest", area.read(PAGE - 50, PAGE + 50)[:5], b"dirty")
+    expect("fill", area.read(PAGE - 100, PAGE + 100), bytes(PAGE - 100))
+    expect("beyond the end can be read", area.readable(3 * PAGE), False)
+
+
+@program
+def private_deleted_file():
+    with open("deleted", "wb") as file:
+        file.write(pattern(32 * PAGE))
+    with open("deleted", "rb") as file:
+        area = Area(32 * PAGE, flags=PRIVATE, fd=file.fileno())
+    os.unlink("deleted")
+    area.write(pattern(PAGE, 77), 5 * PAGE)
+    expected = pattern(5 * PAGE) + pattern(PAGE, 77) + pattern(32 * PAGE)[6 * PAGE :]
+    yield
+    expect("content", area.read() == expected, True)
+
+
+@program
+def shared_anonymous():
+    """One object under two addresses, made with mremap(2) and an old size of 0."""
+    area = Area(64 * PAGE, flags=SHARED | ANONYMOUS)
+    area.write(pattern(64 * PAGE))
+    twin = Area.__new__(Area)
+    twin.length = area.length
+    twin.address = call("mremap", area.address, 0, area.length, 1)
+    yield
+    expect("content", area.read() == pattern(64 * PAGE), True)
+    assert "sh" in area.vm_flags(), area.vm_flags()
+    area.write(b"seen on the other side", 3 * PAGE)
+    expect("shared", twin.read(22, 3 * PAGE), b"seen on the other side")
+
+
+@program
+def shared_with_children():
+    """Shared anonymous memory is shared with a child that is started after the restore."""
+    area = Area(4 * PAGE, flags=SHARED | ANONYMOUS)
+    area.write(b"parent")
+    yield
+    child = os.fork()
+    if child == 0:
+        area.write(b"child ")
+        os._exit(0)
+    expect("child's status", os.waitpid(child, 0)[1], 0)
+    expect("content", area.read(6), b"child ")
+
+
+@program
+def shared_file():
+    """Writes reach the file."""
+    with open("shared", "wb") as file:
+        file.write(pattern(16 * PAGE))
+    with open("shared", "r+b") as file:
+        area = Area(16 * PAGE, flags=SHARED, fd=file.fileno())
+    area.write(b"before", 2 * PAGE)
+    yield
+    area.write(b"after!", 9 * PAGE)
+    with open("shared", "rb") as file:
+        content = file.read()
+    expect("written before", content[2 * PAGE : 2 * PAGE + 6], b"before")
+    expect("written after", content[9 * PAGE : 9 * PAGE + 6], b"after!")
+
+
+@program
+def shared_deleted_file():
+    with open("gone", "w+b") as file:
+        file.write(pattern(16 * PAGE))
+        file.flush()
+        area = Area(16 * PAGE, flags=SHARED, fd=file.fileno())
+        descriptor = os.dup(file.fileno())
+    os.unlink("gone")
+    area.write(b"through memory", PAGE)
+    yield
+    expect("in memory", area.read(14, PAGE), b"through memory")
+    expect("in the file", os.pread(descriptor, 14, PAGE), b"through memory")
+    os.pwrite(descriptor, b"through the file", 3 * PAGE)
+    expect("still one object", area.read(16, 3 * PAGE), b"through the file")
+
+
+@program
+def memory_file():
+    """A memfd with a descriptor, mapped twice, is one object."""
+    import fcntl
+
+    fd = os.memfd_create("corpus", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 32 * PAGE)
+    first = Area(32 * PAGE, flags=SHARED, fd=fd)
+    second = Area(8 * PAGE, flags=SHARED, fd=fd, offset=16 * PAGE)
+    first.write(pattern(24 * PAGE))
+    os.lseek(fd, 4321, os.SEEK_SET)
+    seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    yield
+    expect("content", first.read() == pattern(24 * PAGE) + bytes(8 * PAGE), True)
+    expect("position", os.lseek(fd, 0, os.SEEK_CUR), 4321)
+    expect("seals", fcntl.fcntl(fd, fcntl.F_GET_SEALS), seals)
+    first.write(b"one object", 17 * PAGE)
+    expect("second mapping", second.read(10, PAGE), b"one object")
+    expect("descriptor", os.pread(fd, 10, 17 * PAGE), b"one object")
+    assert "memfd:corpus" in os.readlink(f"/proc/self/fd/{fd}")
+
+
+@program
+def sealed_memory_file():
+    """A memfd that nobody may write any more, and its private mapping."""
+    import fcntl
+
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.write(fd, pattern(8 * PAGE))
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    area = Area(8 * PAGE, READ | WRITE, PRIVATE, fd)
+    area.write(b"private", PAGE)
+    yield
+    expect("seals", fcntl.fcntl(fd, fcntl.F_GET_SEALS), seals)
+    expect("content", os.pread(fd, 8 * PAGE, 0) == pattern(8 * PAGE), True)
+    expect("private page", area.read(7, PAGE), b"private")
+    try:
+        os.pwrite(fd, b"x", 0)
+    except PermissionError:
+        return
+    raise AssertionError("the sealed file can be written")
+
+
+@program
+def memory_file_without_descriptor():
+    fd = os.memfd_create("closed")
+    os.ftruncate(fd, 8 * PAGE)
+    first = Area(8 * PAGE, flags=SHARED, fd=fd)
+    second = Area(8 * PAGE, flags=SHARED, fd=fd)
+    os.close(fd)
+    first.write(pattern(8 * PAGE))
+    yield
+    expect("content", second.read() == pattern(8 * PAGE), True)
+    second.write(b"shared")
+    expect("still shared", first.read(6), b"shared")
+
+
+@program
+def huge_pages():
+    area = Area(34 * MEBIBYTE)
+    area.advise(mmap.MADV_HUGEPAGE)
+    area.write(pattern(34 * MEBIBYTE))
+    before = int(area.details()["AnonHugePages"].split()[0])
+    if before == 0:
+        raise UnsupportedError("no transparent huge pages")
+    yield
+    expect("content", area.read() == pattern(34 * MEBIBYTE), True)
+    after = int(area.details()["AnonHugePages"].split()[0])
+    assert "hg" in area.vm_flags(), area.vm_flags()
+    assert after >= 0.9 * before, f"{after} kB in huge pages, {before} before"
+
+
+@program
+def not_inherited():
+    """MADV_DONTFORK: a copy-on-write child does not have it."""
+    area = Area(64 * PAGE)
+    area.write(pattern(64 * PAGE))
+    area.advise(mmap.MADV_DONTFORK)
+    yield
+    expect("content", area.read() == pattern(64 * PAGE), True)
+    assert "dc" in area.vm_flags(), area.vm_flags()
+
+
+@program
+def wiped_in_children():
+    """MADV_WIPEONFORK: zero in a copy-on-write child, but not here."""
+    area = Area(64 * PAGE)
+    area.write(pattern(64 * PAGE))
+    area.advise(WIPEONFORK)
+    yield
+    expect("content", area.read() == pattern(64 * PAGE), True)
+    assert "wf" in area.vm_flags(), area.vm_flags()
+
+
+@program
+def not_dumped():
+    area = Area(16 * PAGE)
+    area.write(pattern(16 * PAGE))
+    area.advise(DONTDUMP)
+    yield
+    expect("content", area.read() == pattern(16 * PAGE), True)
+    assert "dd" in area.vm_flags(), area.vm_flags()
+
+
+@program
+def locked():
+    """mlock(2)."""
+    area = Area(8 * PAGE)
+    area.write(pattern(8 * PAGE))
+    call("mlock", area.address, area.length)
+    yield
+    expect("content", area.read() == pattern(8 * PAGE), True)
+    assert "lo" in area.vm_flags(), area.vm_flags()
+
+
+@program
+def guard_pages():
+    area = Area(64 * PAGE)
+    area.advise(mmap.MADV_NOHUGEPAGE)
+    area.write(pattern(64 * PAGE))
+    guarded = (0, 10, 11, 63)
+    for page in guarded:
+        area.advise(GUARD_INSTALL, page * PAGE, PAGE)
+    yield
+    for page in range(64):
+        expect(f"page {page} can be read", area.readable(page * PAGE), page not in guarded)
+        if page not in guarded:
+            expected = pattern(64 * PAGE)[page * PAGE : (page + 1) * PAGE]
+            expect(f"page {page}", area.read(PAGE, page * PAGE) == expected, True)
+
+
+@program
+def droppable():
+    """The kernel may take the content away at any time, so it is either there or zero."""
+    area = Area(16 * PAGE, flags=DROPPABLE | ANONYMOUS)
+    if "dp" not in area.vm_flags():
+        raise UnsupportedError("MAP_DROPPABLE")
+    area.write(pattern(16 * PAGE))
+    yield
+    assert "dp" in area.vm_flags(), area.vm_flags()
+    for page in range(16):
+        found = area.read(PAGE, page * PAGE)
+        expected = pattern(16 * PAGE)[page * PAGE : (page + 1) * PAGE]
+        assert found in (expected, bytes(PAGE)), f"page {page} is neither as written nor zero"
+    area.write(b"usable")
+    expect("written", area.read(6), b"usable")
+
+
+@program
+def named():
+    """prctl(2), PR_SET_VMA_ANON_NAME."""
+    area = Area(16 * PAGE)
+    area.write(pattern(16 * PAGE))
+    try:
+        call("prctl", PR_SET_VMA, PR_SET_VMA_ANON_NAME, area.address, area.length, b"my arrays")
+    except OSError:
+        raise UnsupportedError("names of anonymous memory") from None
+    if "my arrays" not in area.details()[""]:
+        raise UnsupportedError("names of anonymous memory")
+    yield
+    expect("name", area.details()[""].partition("[")[2], "anon:my arrays]")
+    expect("content", area.read() == pattern(16 * PAGE), True)
+
+
+@program
+def many_mappings():
+    """More mappings than fit into one batch."""
+    areas = []
+    for number in range(600):
+        area = Area(2 * PAGE, READ | WRITE)
+        area.write(number.to_bytes(4, "big"))
+        area.protect(NONE, PAGE, PAGE)
+        areas.append(area)
+    yield
+    expect("numbers", [int.from_bytes(area.read(4), "big") for area in areas], list(range(600)))
+
+
+if __name__ == "__main__":
+    main()

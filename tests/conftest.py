@@ -1,0 +1,37 @@
+"""Fixtures that several groups of tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import leaks
+from support.conformance import Compiler
+
+os.environ.__setitem__(*leaks.MARK)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[str]:
+    """Address of an empty store, which is removed after the test."""
+    folder = tmp_path / "store"
+    yield folder.as_uri()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
+    """Compiles programs in C, each once."""
+    return Compiler(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture
+def leaves_nothing() -> Iterator[None]:
+    """Fail when a process, namespace, descriptor, mount or temporary file is left behind."""
+    before = leaks.look()
+    yield
+    found = leaks.left_behind(before)
+    assert not found, "left behind: " + "; ".join(found)
