@@ -20,7 +20,7 @@ c_files := $(shell find native arch -name '*.[ch]')
 .PHONY: demo test bench lint clean
 
 demo: $(VENV)/installed-benchmark
-	$(VENV)/bin/python benchmarks/demo.py
+	$(VENV)/bin/python notebooks/demo.py
 
 # The tests run the installed package. The sources here have no native part, so Python must not
 # find them because it happens to be started in this folder.
