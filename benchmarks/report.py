@@ -183,7 +183,9 @@ def plot(results: Results, path: Path) -> None:
     for index, of in enumerate(medians.sizes):
         positions = [place + index * width for place in range(len(METRICS))]
         ratios = [medians.ratio(of, name) or float("nan") for name in METRICS]
-        bars = axes.bar(positions, ratios, width, label=f"{of:g} GiB")
+        shade = pyplot.get_cmap("Blues")(0.35 + 0.6 * index / max(1, len(medians.sizes) - 1))
+        heights = [ratio - 1 for ratio in ratios]  # bars hang from, or stand on, "as much as CRIU"
+        bars = axes.bar(positions, heights, width, bottom=1, color=shade, label=f"{of:g} GiB")
         axes.bar_label(
             bars, [f"{ratio:.2g}" for ratio in ratios], fontsize=7, rotation=90, padding=2
         )
