@@ -14,6 +14,16 @@ from support.conformance import Compiler
 os.environ.__setitem__(*leaks.MARK)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Temporary files go into a folder that nobody else uses, so that a forgotten one is found."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr("tempfile.tempdir", str(folder))
+        yield folder
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[str]:
     """Address of an empty store, which is removed after the test."""
@@ -29,7 +39,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
 
 
 @pytest.fixture
-def leaves_nothing() -> Iterator[None]:
+def leaves_nothing(temporary_folder: Path) -> Iterator[None]:
     """Fail when a process, namespace, descriptor, mount or temporary file is left behind."""
     before = leaks.look()
     yield
