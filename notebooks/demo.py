@@ -1,23 +1,24 @@
 """Freeze a real Jupyter kernel, kill it, thaw it, and find every object as it was.
 
-    python notebooks/demo.py [--gib 2] [--store URL] [--keep]
+    python notebooks/demo.py [--gib 2] [--keep]
 
 A kernel is started as every Jupyter front end starts one, and cells make the things that no
 pickle can hold. It is checkpointed live: while the snapshot is written it goes on answering
-cells. Then it is killed, restored from the snapshot, and asked for everything.
+cells. Then it is killed, restored from the snapshot, and asked for everything. The snapshot is
+kept in a store of its own, which is removed, or with ``--keep`` in the default store.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
-import sysconfig
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,10 @@ class Notebook:
     def run(self, code: str, **expressions: str) -> dict[str, Any]:
         """Run a cell, then evaluate the expressions, whose values must be JSON."""
         as_json = {name: f"__import__('json').dumps({e})" for name, e in expressions.items()}
-        reply = self.client.execute(code, user_expressions=as_json, reply=True, timeout=300)
+        try:
+            reply = self.client.execute(code, user_expressions=as_json, reply=True, timeout=120)
+        except TimeoutError:
+            raise DemoError(f"the kernel does not answer: {code or expressions}") from None
         content = reply["content"]
         results = content.get("user_expressions", {})
         for result in (content, *results.values()):
@@ -178,11 +182,9 @@ class Notebook:
 
 def gibibytes_that_fit(wanted: float) -> float:
     """As much as is wanted, or as memory and disk have room for."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
+        fields = dict(line.split(":") for line in file)
+    available = int(fields["MemAvailable"].split()[0]) * 1024
     folder = Path(jupyter_data_dir())
     while not folder.exists():
         folder = folder.parent
@@ -259,11 +261,16 @@ def check_objects(notebook: Notebook, was: dict[str, Any]) -> bool:
     return all_well
 
 
-def remove(snapshot: snapkernel.Snapshot, store: str | None) -> None:
-    """Remove the snapshot, by the command line."""
-    command = Path(sysconfig.get_path("scripts")) / "snapkernel"
-    arguments = ["remove", snapshot.id] + (["--store", store] if store else [])
-    subprocess.run([sys.executable, str(command), *arguments], check=True, stdout=sys.stderr)
+@contextmanager
+def local_store(keep: bool) -> Iterator[str | None]:
+    """The default store, or one beside it that is gone afterwards."""
+    if keep:
+        yield None
+        return
+    data = Path(jupyter_data_dir())
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data, prefix="snapkernel-demo-") as folder:
+        yield Path(folder).as_uri()
 
 
 def show_numbers(
@@ -281,14 +288,13 @@ def show_numbers(
     console.print(table)
 
 
-def demonstrate(gib: float, store: str | None, keep: bool) -> bool:
+def demonstrate(gib: float, store: str | None) -> bool:
     """The whole story. Whether every object came back."""
     size = int(gibibytes_that_fit(gib) * GIB)
     console.print(f"[bold]A kernel is started[/] and filled with {format_size(size)} of arrays.")
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel()
     restored = None
-    snapshot = None
     try:
         original = Notebook(manager.connection_file)
         was = make_objects(original, size)
@@ -328,8 +334,6 @@ def demonstrate(gib: float, store: str | None, keep: bool) -> bool:
         if restored is not None:
             restored.kill()
             restored.wait()
-        if snapshot is not None and not keep:
-            remove(snapshot, store)
 
 
 def main() -> int:
@@ -337,11 +341,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--gib", type=float, default=2, help="gibibytes of arrays (2)")
-    parser.add_argument("--store", help="where the snapshot is kept; default: the local store")
-    parser.add_argument("--keep", action="store_true", help="leave the snapshot in the store")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the snapshot, in the default store"
+    )
     chosen = parser.parse_args()
     try:
-        all_well = demonstrate(chosen.gib, chosen.store, chosen.keep)
+        with local_store(chosen.keep) as store:
+            all_well = demonstrate(chosen.gib, store)
     except (SnapkernelError, DemoError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
