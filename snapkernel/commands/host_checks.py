@@ -19,9 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapkernel._native import ffi, lib
-
 from snapkernel import arch, procfs
+from snapkernel._native import ffi, lib
 from snapkernel.errors import SnapkernelError
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
