@@ -18,15 +18,40 @@ from snapkernel.errors import UnsupportedHost
 if TYPE_CHECKING:
     from snapkernel import RestoredProcess
 
-FORWARDED = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
-)
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+TELLING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+
+
+class Forwarder:
+    """Hands the signals that this command gets on to the restored process.
+
+    Before there is one, a signal that means to end something ends the restore; others wait.
+    """
+
+    def __init__(self) -> None:
+        self._process: RestoredProcess | None = None
+        self._waiting: list[int] = []
+        for number in (*ENDING, *TELLING):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup(1) leaves SIGHUP.
+                signal.signal(number, self._handle)
+
+    def to(self, process: RestoredProcess) -> None:
+        """Hand signals on to this process from now on."""
+        self._process = process
+        for number in self._waiting:
+            self._send(process, number)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._process is not None:
+            self._send(self._process, number)
+        elif number in ENDING:
+            raise SystemExit(128 + number)
+        else:
+            self._waiting.append(number)
+
+    def _send(self, process: RestoredProcess, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # It has just ended.
+            process.send_signal(number)
 
 
 @click.command("restore")
@@ -81,6 +106,7 @@ def command(
             for line in lines:
                 click.echo(line)
         return
+    forward = None if detach else Forwarder()
     with progress() as report:
         process = snapkernel.restore(
             snapshot,
@@ -90,9 +116,11 @@ def command(
             stdio=None if detach else (0, 2 if as_json else 1, 2),
             progress=report,
         )
+    if forward:
+        forward.to(process)
     _tell(process, detach, as_json)
-    if not detach:
-        ctx.exit(_stay(process))
+    if forward:
+        ctx.exit(process.wait())
 
 
 def _tell(process: RestoredProcess, detach: bool, as_json: bool) -> None:
@@ -124,16 +152,3 @@ def _tell(process: RestoredProcess, detach: bool, as_json: bool) -> None:
         message(f"connection file: {process.connection_file}")
     if detach:
         click.echo(process.pid)
-
-
-def _stay(process: RestoredProcess) -> int:
-    """Forward signals until the process ends; return its exit status."""
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):  # It has just ended.
-            process.send_signal(number)
-
-    for number in FORWARDED:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup(1) leaves SIGHUP.
-            signal.signal(number, forward)
-    return process.wait()
