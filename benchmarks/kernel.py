@@ -48,7 +48,7 @@ def change(share):
     for frame in tables:
         rows = int(len(frame) * share)
         first = rng.integers(0, len(frame) - rows)
-        changed = table(rng.integers(1 << 30), rows)
+        changed = table(rng.integers(100_000), rows)
         for column in frame.columns:
             frame[column].array._ndarray[first:first + rows] = changed[column].array._ndarray
     for array in noise:
