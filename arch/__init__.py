@@ -35,6 +35,8 @@ class Architecture(ABC):
     """Size of the kernel's ``struct sigaction``."""
     stack_size: int
     """Size of ``stack_t``."""
+    epoll_event: str = "=I4xQ"
+    """Format of ``struct epoll_event`` (struct): packed on x86_64 alone."""
 
     @abstractmethod
     def program_counter(self, registers: bytes) -> int:

@@ -86,7 +86,8 @@ class FileIdentity(Record, kw_only=True):
 
 
 class SharedMemory(Record, kw_only=True):
-    """One shared object: shared anonymous memory, a memfd, or a deleted file that is mapped.
+    """An object without a path that mappings and descriptors refer to: shared anonymous memory,
+    a memfd, or a deleted file.
 
     Attributes:
         kind: ``anonymous``, ``memfd`` or ``deleted-file``.
@@ -291,22 +292,15 @@ class RegularFile(Description, kw_only=True, tag="file"):
         position: file offset.
         file: what it was.
         directory: it is a directory.
-        deleted: it has no name any more; ``content`` has its bytes.
-        object: index into ``Manifest.shared_memory`` when it is also mapped there.
     """
 
     position: Natural = 0
     file: FileIdentity
     directory: bool = False
-    deleted: bool = False
-    mode: Natural = 0
-    inode: Natural = 0
-    content: Content = Content()
-    object: Natural | None = None
 
 
-class MemoryFile(Description, kw_only=True, tag="memfd"):
-    """A description of a memfd; ``object`` is an index into ``Manifest.shared_memory``."""
+class ObjectFile(Description, kw_only=True, tag="object"):
+    """An open memfd or deleted file; ``object`` is an index into ``Manifest.shared_memory``."""
 
     position: Natural = 0
     object: Natural
@@ -421,7 +415,7 @@ class ClosedSocket(Description, kw_only=True, tag="closed-socket"):
 
 AnyDescription = (
     RegularFile
-    | MemoryFile
+    | ObjectFile
     | CharacterDevice
     | PipeEnd
     | Stream

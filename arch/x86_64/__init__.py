@@ -20,6 +20,7 @@ class X86(Architecture):
     task_size = (1 << 47) - 4096
     sigaction_size = 32
     stack_size = 24
+    epoll_event = "=IQ"
 
     def program_counter(self, raw: bytes) -> int:
         return registers.get(raw, "rip")

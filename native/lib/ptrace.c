@@ -94,3 +94,7 @@ long sk_pidfd_getfd(int pidfd, int fd) { return checked(syscall(SYS_pidfd_getfd,
 long sk_tee(int from, int to, size_t length) {
   return checked(tee(from, to, length, SPLICE_F_NONBLOCK));
 }
+
+long sk_prctl(int option, uint64_t argument) {
+  return checked(syscall(SYS_prctl, option, argument, 0, 0, 0));
+}

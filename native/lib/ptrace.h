@@ -41,3 +41,6 @@ long sk_pidfd_getfd(int pidfd, int fd);
 
 /* tee(2), without blocking. */
 long sk_tee(int from, int to, size_t length);
+
+/* prctl(2) with one argument, on this process. */
+long sk_prctl(int option, uint64_t argument);

@@ -22,7 +22,7 @@ from snapkernel._native import ffi, lib
 from snapkernel.arch import Architecture
 from snapkernel.errors import BatchFailed, TargetError
 from snapkernel.freeze import tracing
-from snapkernel.freeze.batch import AddressOf, Argument, Batch, Call, Cell, Space
+from snapkernel.freeze.batch import AddressOf, Argument, Batch, Call, Cell, Space, Words
 from snapkernel.freeze.target import Target
 
 LIBEXEC = Path(_native.__file__).parent / "libexec"
@@ -229,6 +229,10 @@ class Agent:
             return addresses[0]
         if isinstance(argument, Space) and argument in spaces:
             return self.base + DATA + spaces[argument]
+        if isinstance(argument, Words):
+            words = (self._word(word, data, spaces) for word in argument.words)
+            raw = b"".join(struct.pack("=Q", word & (1 << 64) - 1) for word in words)
+            return self._word(raw + argument.tail, data, spaces)
         data += bytes(-len(data) % 16)
         offset = len(data)
         if isinstance(argument, Space):

@@ -46,7 +46,19 @@ class Space:
         self.data = initial
 
 
-Argument = int | bytes | Space | Cell | AddressOf
+@dataclass(frozen=True)
+class Words:
+    """A kernel structure of 64-bit words; bytes stand for the address of a copy of them.
+
+    Attributes:
+        tail: what follows the words.
+    """
+
+    words: tuple[int | bytes, ...]
+    tail: bytes = b""
+
+
+Argument = int | bytes | Space | Cell | AddressOf | Words
 
 
 @dataclass
@@ -115,6 +127,8 @@ def _format(argument: Argument) -> str:
         return argument.name
     if isinstance(argument, AddressOf):
         return f"&[{', '.join(cell.name for cell in argument.cells)}]"
+    if isinstance(argument, Words):
+        return "{" + ", ".join(_format(word) for word in argument.words) + "}"
     data = argument.data if isinstance(argument, Space) else argument
     if data.endswith(b"\0") and data[:-1].isascii() and data[:-1].decode().isprintable():
         return f'"{os.fsdecode(data[:-1])}"'

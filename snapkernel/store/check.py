@@ -9,31 +9,39 @@ from itertools import islice
 
 from snapkernel.errors import DamagedSnapshot, SnapkernelError
 from snapkernel.store import manifest as manifests
-from snapkernel.store.backend import Backend
-from snapkernel.store.fetch import Group, Part, Reader, groups, parts
-from snapkernel.store.pack import ROW, Row, damaged, object_name, read_table
+from snapkernel.store.backend import Backend, MissingObject
+from snapkernel.store.fetch import Group, Part, Reader, groups
+from snapkernel.store.pack import ROW, Row, check_layout, damaged, object_name, read_table
+
+Users = dict[Row, str]
+"""Chunks of one pack, each with words for what needs it."""
 
 
 def verify(backend: Backend, ids: Sequence[str], *, data: bool) -> list[str]:
-    """Return what is wrong with these snapshots, one line each. Raises StoreError."""
+    """Return what is wrong with these snapshots, one line each. Raises StoreError.
+
+    With ``data``, the packs that they need are read whole: a chunk that nothing needs today may
+    be relied on by the next snapshot.
+    """
     sizes = {entry.name: entry.size for entry in backend.list("packs")}
     problems: list[str] = []
-    wanted: dict[str, dict[Row, tuple[str, Part]]] = {}
+    wanted: dict[str, Users] = {}
     for id in ids:
         try:
             manifest = manifests.read(backend, id)
         except DamagedSnapshot as error:
             problems.append(str(error))
             continue
+        except MissingObject:  # removed meanwhile
+            continue
         for what, content in manifests.contents(manifest):
-            for part in parts(content):
-                row = Row(part.id, part.offset, part.stored, part.length, part.codec)
-                where = f"snapshot {id}, {what}"
-                wanted.setdefault(manifest.packs[part.pack], {}).setdefault(row, (where, part))
+            for chunk, number, *place in content.iter_chunks():
+                users = wanted.setdefault(manifest.packs[number], {})
+                users.setdefault(Row(chunk, *place), f"snapshot {id}, {what}")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         checks = (
-            pool.submit(_check_pack, backend, pack, sizes, rows, data)
-            for pack, rows in sorted(wanted.items())
+            pool.submit(_check_pack, backend, pack, sizes.get(object_name(pack)), users, data)
+            for pack, users in sorted(wanted.items())
         )
         while batch := list(islice(checks, 64)):
             for check in batch:
@@ -42,35 +50,28 @@ def verify(backend: Backend, ids: Sequence[str], *, data: bool) -> list[str]:
 
 
 def _check_pack(
-    backend: Backend,
-    pack: str,
-    sizes: dict[str, int],
-    rows: dict[Row, tuple[str, Part]],
-    data: bool,
+    backend: Backend, pack: str, size: int | None, users: Users, data: bool
 ) -> list[str]:
     """Compare a pack's table with what manifests say, then read the chunks."""
-    needed = "needed by " + " and by ".join(sorted({where for where, _ in rows.values()}))
     try:
-        if object_name(pack) not in sizes:
+        if size is None:
             raise damaged(pack, "it is missing")
-        table = set(ROW.iter_unpack(read_table(backend, pack, sizes[object_name(pack)])))
+        packed = read_table(backend, pack, size)
+        check_layout(backend, pack, size, packed)
     except SnapkernelError as error:
-        return [f"{error.object}: {error.reason}; {needed}"]
-    problems = [
-        f"{where}: chunk {row.id.hex()} is not in pack {pack}"
-        for row, (where, _) in rows.items()
-        if row not in table
-    ]
+        needed = " and by ".join(sorted(set(users.values())))
+        return [f"{error.object}: {error.reason}; needed by {needed}"]
+    table = [Row(*row) for row in ROW.iter_unpack(packed)]
+    missing = users.keys() - set(table)
+    problems = [f"{users[row]}: chunk {row.id.hex()} is not in pack {pack}" for row in missing]
     if data:
-        present = [(where, part) for row, (where, part) in rows.items() if row in table]
-        problems += _check_chunks(backend, pack, present)
+        problems += _check_chunks(backend, pack, table, users)
     return problems
 
 
-def _check_chunks(backend: Backend, pack: str, wanted: Iterable[tuple[str, Part]]) -> Iterator[str]:
-    where = {part.offset: text for text, part in wanted}
+def _check_chunks(backend: Backend, pack: str, table: Iterable[Row], users: Users) -> Iterator[str]:
     reader = Reader(backend, [pack])
-    chunks = sorted((part._replace(pack=0) for _, part in wanted), key=lambda part: part.offset)
+    chunks = [Part(0, *row[1:], row.id, [(row.offset, row.length)]) for row in table]
     for group in groups(chunks):
         buffer = memoryview(bytearray(group.length))
         try:
@@ -80,4 +81,6 @@ def _check_chunks(backend: Backend, pack: str, wanted: Iterable[tuple[str, Part]
                 try:
                     reader.read(Group(0, [part], part.length), buffer[: part.length])
                 except DamagedSnapshot as error:
-                    yield f"{where[part.offset]}: {error.object}: {error.reason}"
+                    row = Row(part.id, *part[1:5])
+                    user = users.get(row, "no snapshot needs it now")
+                    yield f"{error.object}: it is damaged; {user}"

@@ -7,15 +7,13 @@ looks for them again before it commits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from snapkernel.store import index as indexes
 from snapkernel.store import manifest as manifests
 from snapkernel.store.backend import Backend, MissingObject
 from snapkernel.store.pack import object_name, read_table
 
 
-def collect(backend: Backend, ids: Sequence[str], *, before: float) -> int:
+def collect(backend: Backend, *, before: float) -> int:
     """Remove packs and unfinished files last touched before that time. Returns bytes freed.
 
     Raises DamagedSnapshot when a manifest cannot be read; StoreError.
@@ -23,7 +21,7 @@ def collect(backend: Backend, ids: Sequence[str], *, before: float) -> int:
     # The packs are listed first: what is written later is not in the list, so it stays.
     packs = list(backend.list("packs"))
     needed: set[str] = set()
-    for id in ids:
+    for id in manifests.ids(backend):
         try:
             needed.update(object_name(pack) for pack in manifests.read_references(backend, id))
         except MissingObject:  # removed meanwhile

@@ -23,6 +23,7 @@ _REMEDIES = {
     errno.EACCES: "choose a folder that you may read and write",
     errno.EPERM: "choose a folder that you may read and write",
     errno.EROFS: "choose a folder on a file system that can be written",
+    errno.ENOENT: "choose a folder that can be made",
     errno.ENOTDIR: "choose a folder, not a file",
     errno.EIO: "check the disk",
 }
@@ -67,7 +68,7 @@ class LocalBackend:
                         yield Entry(name, status.st_size, status.st_mtime)
 
     def touch(self, name: str) -> None:
-        with self.errors(name, "write"):
+        with self.errors(name, "touch"):
             os.utime(self.path(name))
 
     def delete(self, name: str) -> None:
@@ -95,9 +96,10 @@ class LocalBackend:
         """Turn an OSError into a StoreError that says what was being done and what helps."""
         try:
             yield
-        except FileNotFoundError:
-            raise MissingObject(f"{name} in {self.url}", "there is no such object") from None
         except OSError as error:
+            if error.errno == errno.ENOENT and action in ("read", "touch"):
+                object = f"{name} in {self.url}"
+                raise MissingObject(object, "there is no such object") from None
             reason = f"cannot {action} {name}: {error.strerror}"
             remedy = _REMEDIES.get(error.errno or 0, "")
             raise StoreError(f"store {self.url}", reason, remedy) from error

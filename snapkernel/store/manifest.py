@@ -104,16 +104,18 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def ids(backend: Backend) -> list[str]:
+    """The ids of all snapshots. Raises StoreError."""
+    names = (entry.name.rpartition("/")[2] for entry in backend.list(FOLDER))
+    return [name for name in names if is_id(name)]
+
+
 def contents(manifest: Manifest) -> Iterator[tuple[str, Content]]:
     """Yield every content of a manifest with words for what it is."""
     for process in manifest.processes:
         yield f"memory of process {process.pid}", process.memory.content
     for number, shared in enumerate(manifest.shared_memory):
         yield f"shared memory {shared.name or number}", shared.content
-    for number, description in enumerate(manifest.descriptions):
-        content = getattr(description, "content", None)
-        if content is not None:
-            yield f"description {number}", content
 
 
 # --- encoding ------------------------------------------------------------------------------------
@@ -125,8 +127,12 @@ def encode(manifest: Manifest) -> bytes:
     plain = msgspec.msgpack.encode(manifest)
     if len(plain) > MAX_MANIFEST:
         raise ValueError(f"the manifest is larger than {MAX_MANIFEST >> 20} MiB")
+    return frame(msgspec.msgpack.encode(_summarise(manifest)), plain)
+
+
+def frame(summary: bytes, plain: bytes) -> bytes:
+    """Return the file of an encoded summary and an encoded manifest."""
     body = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).compress(plain)
-    summary = msgspec.msgpack.encode(_summarise(manifest))
     head = HEADER.pack(MAGIC, VERSION, 0, len(summary), len(body), len(plain)) + summary
     head += blake3(head).digest()
     return head + body + blake3(head + body).digest()

@@ -57,6 +57,19 @@ def trailer(rows: Sequence[Row]) -> tuple[str, bytes]:
     return digest.hex(), table + digest
 
 
+def check_layout(backend: Backend, pack: str, size: int, table: bytes) -> None:
+    """Raise DamagedSnapshot unless chunks fill the space between header and trailer."""
+    if get(backend, object_name(pack), limit=HEADER.size) != header():
+        raise damaged(pack, "its header is damaged")
+    position = HEADER.size
+    for _, offset, stored, _, _ in ROW.iter_unpack(table):
+        if offset != position:
+            raise damaged(pack, "its table has gaps")
+        position += stored
+    if position + len(table) + FOOTER.size + HASH != size:
+        raise damaged(pack, "it has another size than its table says")
+
+
 def read_table(backend: Backend, pack: str, size: int) -> bytes:
     """Read the packed rows of a pack that is ``size`` bytes long.
 

@@ -106,7 +106,7 @@ class Store:
         Raises StoreError.
         """
         found = []
-        for id in self._ids():
+        for id in manifests.ids(self.backend):
             try:
                 found.append(manifests.read_summary(self.backend, id))
             except MissingObject:  # removed meanwhile
@@ -156,7 +156,7 @@ class Store:
 
         Raises SnapshotNotFound before anything is removed; StoreError.
         """
-        for id in [self._resolve(snapshot) for snapshot in snapshot_ids]:
+        for id in [self._present(snapshot) for snapshot in snapshot_ids]:
             self.backend.delete(manifests.object_name(id))
 
     def gc(self, *, grace: float = 3600.0) -> int:
@@ -171,7 +171,7 @@ class Store:
             DamagedSnapshot: a manifest cannot be read, so what it needs is not known.
             StoreError: the store cannot be read or written.
         """
-        return collect.collect(self.backend, self._ids(), before=time.time() - grace)
+        return collect.collect(self.backend, before=time.time() - grace)
 
     def verify(self, snapshot: str | None = None, *, data: bool = True) -> builtins.list[str]:
         """Check one snapshot or all, and return what is wrong in words.
@@ -182,22 +182,22 @@ class Store:
 
         Raises SnapshotNotFound; StoreError when the store cannot be read.
         """
-        ids = self._ids() if snapshot is None else [self._resolve(snapshot)]
+        ids = manifests.ids(self.backend) if snapshot is None else [self._present(snapshot)]
         return check.verify(self.backend, ids, data=data)
 
     # --- names -----------------------------------------------------------------------------------
 
-    def _ids(self) -> builtins.list[str]:
-        names = (entry.name.rpartition("/")[2] for entry in self.backend.list(manifests.FOLDER))
-        return [name for name in names if manifests.is_id(name)]
-
     def _resolve(self, snapshot: str) -> str:
-        id: str | None = snapshot.lower()
         if manifests.is_id(snapshot.lower()):
-            id = id if id in self._ids() else None
-        else:
-            id = manifests.resolve(snapshot, self.list())
+            return snapshot.lower()
+        id = manifests.resolve(snapshot, self.list())
         if id is None:
+            raise self._not_found(snapshot)
+        return id
+
+    def _present(self, snapshot: str) -> str:
+        id = self._resolve(snapshot)
+        if id not in manifests.ids(self.backend):
             raise self._not_found(snapshot)
         return id
 

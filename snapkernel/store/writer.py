@@ -80,6 +80,7 @@ class SnapshotWriter:
         self._closing: list[Future[None]] = []
         self._index: Future[Index] = self._closers.submit(Index.load, backend)
         self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
         self._known: dict[bytes, Place] = {}
         self._packs: list[Pack] = []
         self._reused: list[Pack] = []
@@ -129,6 +130,8 @@ class SnapshotWriter:
         """
         if self._failed or self._committed:
             raise StoreError(f"store {self._backend.url}", "this snapshot's writer has ended")
+        if not _MIN_PAGE <= page_size <= WINDOW or page_size & (page_size - 1):
+            raise ValueError(f"page size {page_size}")
         results: dict[int, _Result] = {}
         pieces = _pieces(runs, page_size)
         taking = threading.Lock()
@@ -139,13 +142,15 @@ class SnapshotWriter:
 
         def work(piece: _Piece | None) -> None:
             try:
-                worker = _Worker(self, source, page_size)
+                with self._lock:
+                    worker = self._idle.pop() if self._idle else _Worker(self)
                 while piece:
-                    results[piece.number] = worker.process(piece)
+                    results[piece.number] = worker.process(source, piece, page_size)
                     if progress:
                         with taking:
                             progress(piece.length)
                     piece = take()
+                self._idle.append(worker)
             except BaseException:
                 self._failed = True
                 raise
@@ -301,21 +306,17 @@ class SnapshotWriter:
 class _Worker:
     """One thread's buffers and what it does with a piece."""
 
-    def __init__(self, writer: SnapshotWriter, source: Source, page_size: int) -> None:
-        if page_size < _MIN_PAGE or page_size & (page_size - 1) or page_size > WINDOW:
-            raise ValueError(f"page size {page_size}")
+    def __init__(self, writer: SnapshotWriter) -> None:
         self._writer = writer
-        self._source = source
-        self._page = page_size
         self._memory = memoryview(mmap.mmap(-1, _PIECE))
         self._address = ffi.from_buffer(self._memory)
-        self._map = bytearray(_PIECE // page_size)
+        self._map = bytearray(_PIECE // _MIN_PAGE)
         self._encoder = Encoder()
 
-    def process(self, piece: _Piece) -> _Result:
+    def process(self, source: Source, piece: _Piece, page: int) -> _Result:
         """Read a piece, store what is new of it."""
-        self._source.read_into(piece.runs, self._memory[: piece.length])
-        runs, windows = self._drop_zeros(piece)
+        source.read_into(piece.runs, self._memory[: piece.length])
+        runs, windows = self._drop_zeros(piece, page)
         places = []
         batch: list[tuple[Place, int, Buffer]] = []
         start = 0
@@ -330,9 +331,8 @@ class _Worker:
             self._writer.append(batch)
         return _Result(runs, places)
 
-    def _drop_zeros(self, piece: _Piece) -> tuple[list[Run], list[int]]:
+    def _drop_zeros(self, piece: _Piece, page: int) -> tuple[list[Run], list[int]]:
         """Move all other pages together; return their runs and the bytes left of each window."""
-        page = self._page
         pages = -(-piece.length // page)
         padding = pages * page - piece.length
         if padding:
@@ -354,10 +354,9 @@ class _Worker:
                 windows.append(left * page)
         if self._map[pages - 1]:
             windows[-1] -= padding
-        return list(self._runs_left(piece.runs)), windows
+        return list(self._runs_left(piece.runs, page)), windows
 
-    def _runs_left(self, runs: Sequence[Run]) -> Iterator[Run]:
-        page = self._page
+    def _runs_left(self, runs: Sequence[Run], page: int) -> Iterator[Run]:
         position = 0
         for address, length in runs:
             end = position + -(-length // page)

@@ -1,0 +1,224 @@
+"""The order in which a process is looked at.
+
+:func:`survey` looks at a running process from outside: it explains what a snapshot would hold, it
+refuses early, and it finds out what takes long (VmFlags, build ids), so that the freeze need not.
+:func:`capture` looks at a stopped one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from snapkernel import arch, procfs
+from snapkernel.arch import Architecture
+from snapkernel.errors import CannotCheckpoint, Finding, UnsupportedHost
+from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
+from snapkernel.freeze.target import Target, why_not
+from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process
+from snapkernel.resources import (
+    credentials,
+    descriptors,
+    memory,
+    process,
+    signals,
+    threads,
+    timers,
+    vdso,
+)
+from snapkernel.resources.context import Capture, Saver
+from snapkernel.resources.open_file import open_table
+
+
+@dataclass
+class Survey:
+    """What was found out before the freeze.
+
+    Attributes:
+        findings: what becomes of every object.
+        flags: VmFlags of the mappings.
+        files: identities of mapped files.
+        areas: mappings.
+    """
+
+    findings: list[Finding]
+    flags: memory.Flags
+    files: dict[tuple[str, int], FileIdentity]
+    areas: list[procfs.Area]
+
+
+def survey(pid: int) -> Survey:
+    """Look at a running process, without touching it.
+
+    Raises:
+        TargetError: it does not exist or may not be examined.
+        UnsupportedHost: its architecture is not supported here.
+    """
+    architecture_of(pid)
+    capture = Capture(pid)
+    try:
+        identity = process.capture_identity(capture)
+        flags = memory.read_flags(pid)
+        areas = procfs.areas(procfs.text(f"/proc/{pid}/maps"))
+        memory.capture(capture, areas, flags)
+        with open_table(pid) as table:
+            descriptors.capture(capture, table)
+    except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
+        raise why_not(pid, error.errno or 0) from None
+    capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
+    capture.saved(f"{len(procfs.tids(pid))} threads")
+    capture.saved(f"{len(areas)} memory mappings")
+    return Survey(capture.findings, flags, capture.known, areas)
+
+
+def architecture_of(pid: int) -> Architecture:
+    """The architecture, when the process is of the same as we are.
+
+    Raises:
+        UnsupportedHost: snapkernel does not know this machine, or the process is of another kind.
+        TargetError: the process cannot be looked at.
+    """
+    try:
+        architecture = arch.native()
+    except KeyError:
+        raise UnsupportedHost(
+            f"architecture {os.uname().machine}",
+            "is not supported",
+            f"supported are {', '.join(sorted(arch.MACHINES))}",
+        ) from None
+    try:
+        with open(f"/proc/{pid}/exe", "rb") as file:
+            head = file.read(20)
+        with open("/proc/self/exe", "rb") as file:
+            own = file.read(20)
+    except OSError as error:
+        raise why_not(pid, error.errno or 0) from None
+    if (head[4], head[18:20]) != (own[4], own[18:20]):
+        raise UnsupportedHost(
+            f"process {pid}", "is of another architecture than this host's native one"
+        )
+    return architecture
+
+
+def refuse(pid: int, findings: list[Finding]) -> None:
+    """Raise what must not be dropped silently.
+
+    Raises:
+        CannotCheckpoint: something is refused.
+    """
+    refused = [finding for finding in findings if finding.status == "refused"]
+    if refused:
+        raise CannotCheckpoint(f"process {pid}", refused)
+
+
+def install_agent(target: Target, areas: list[procfs.Area], *, live: bool = True) -> Agent:
+    """Put the agent into a stopped process."""
+    architecture = arch.native()
+    hole = find_hole([(a.start, a.end) for a in areas], SIZE, architecture.task_size)
+    agent = Agent(target, hole, live=live)
+    agent.install(call_site(target, areas))
+    return agent
+
+
+def clocks(pid: int) -> Clocks:
+    """The clocks as the process sees them: ours, plus the difference of the time namespaces'
+    offsets (time_namespaces(7), Linux 5.6)."""
+    theirs, ours = _offsets(pid), _offsets(os.getpid())
+
+    def now(clock: int, name: str) -> int:
+        return time.clock_gettime_ns(clock) + theirs.get(name, 0) - ours.get(name, 0)
+
+    return Clocks(
+        monotonic_ns=now(time.CLOCK_MONOTONIC, "monotonic"),
+        boottime_ns=now(time.CLOCK_BOOTTIME, "boottime"),
+        realtime_ns=time.time_ns(),
+    )
+
+
+def _offsets(pid: int) -> dict[str, int]:
+    try:
+        lines = procfs.text(f"/proc/{pid}/timens_offsets").splitlines()
+    except OSError:
+        return {}
+    return {
+        name: int(seconds) * 1_000_000_000 + int(nanoseconds)
+        for name, seconds, nanoseconds in map(str.split, lines)
+    }
+
+
+def capture(
+    target: Target,
+    agent: Agent,
+    areas: list[procfs.Area],
+    flags: memory.Flags,
+    files: dict[tuple[str, int], FileIdentity],
+    save: Saver | None,
+) -> tuple[Process, Capture, Clocks]:
+    """Look at a stopped process. Its private memory is not read: see :func:`private_runs`.
+
+    The shared objects it has are read at once, by ``save``.
+
+    Raises:
+        CannotCheckpoint: it has come to hold something that cannot be saved.
+    """
+    architecture = arch.native()
+    capture = Capture(target.pid, target, agent, save, files)
+    at = clocks(target.pid)
+    signals.refuse_pending_trap(capture)
+    pending = signals.capture_pending(capture)
+    found_threads = tuple(threads.capture(target, agent, architecture))
+    settings = process.capture_settings(agent)
+    actions = signals.capture_actions(agent, architecture)
+    interval_timers = timers.capture_interval_timers(agent)
+    posix_timers = timers.capture_timers(capture, agent)
+    identity = process.capture_identity(capture)
+    mappings = memory.capture(capture, areas, flags)
+    with open_table(target.pid) as table:
+        entries = descriptors.capture(capture, table)
+        refuse(target.pid, capture.findings)
+        if capture.objects:
+            private = memory.scan(target.pid, [m for m in mappings if not m.shared])
+            capture.finish_objects(private)
+    heap = max((m.end for m in mappings if m.name == "[heap]"), default=0)
+    layout = process.capture_layout(target.pid, heap)
+    return (
+        Process(
+            pid=identity.pid,
+            ppid=identity.ppid,
+            pgid=identity.pgid,
+            sid=identity.sid,
+            executable=identity.executable,
+            file=identity.file,
+            arguments=identity.arguments,
+            working_directory=identity.working_directory,
+            umask=identity.umask,
+            memory=AddressSpace(
+                mappings=mappings,
+                layout=layout,
+                auxv=procfs.read(f"/proc/{target.pid}/auxv"),
+                vdso=vdso.capture(target.memory, areas),
+            ),
+            threads=found_threads,
+            descriptors=entries,
+            credentials=credentials.capture(capture),
+            actions=actions,
+            pending=pending,
+            interval_timers=interval_timers,
+            timers=posix_timers,
+            limits=procfs.limits(target.pid),
+            dumpable=settings.dumpable,
+            child_subreaper=settings.child_subreaper,
+            thp_disabled=settings.thp_disabled,
+            timer_slack_ns=settings.timer_slack_ns,
+            oom_score_adj=identity.oom_score_adj,
+            stopped=target.stopped,
+        ),
+        capture,
+        at,
+    )
+
+
+def private_runs(pid: int, mappings: tuple[Mapping, ...]) -> list[tuple[int, int]]:
+    """Runs of the private pages of a process that stands still."""
+    return memory.scan(pid, filter(memory.holds_private_pages, mappings))

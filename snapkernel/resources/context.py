@@ -1,0 +1,188 @@
+"""What capture and rebuild modules share: the manifest in the making, the plan in the making."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from snapkernel import procfs
+from snapkernel.arch import Architecture
+from snapkernel.constants import F_DUPFD_CLOEXEC
+from snapkernel.errors import Finding
+from snapkernel.freeze.batch import Batch, Cell
+from snapkernel.model import (
+    AnyDescription,
+    Content,
+    FileIdentity,
+    Manifest,
+    Note,
+    Pipe,
+    Process,
+    SharedMemory,
+)
+
+if TYPE_CHECKING:
+    from snapkernel.resources.shared_memory import SharedObject
+    from snapkernel.freeze.agent import Agent
+    from snapkernel.freeze.target import Target
+
+
+class Saver(Protocol):
+    """Puts bytes of the frozen process into the store at once (they may change afterwards)."""
+
+    def __call__(self, source: object, runs: Sequence[tuple[int, int]]) -> Content: ...
+
+
+class Capture:
+    """The manifest's tables while a process is looked at.
+
+    Without ``target`` the process is running and only looked at from outside, to explain what a
+    snapshot would hold; contents are not read then.
+
+    Attributes:
+        pid: on this host.
+        target: the process when it is frozen.
+        agent: the agent in it.
+        save: for contents that must be read while the process is frozen.
+        known: identities of files by path and inode, found out earlier.
+        findings: every object that is not simply saved.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        target: Target | None = None,
+        agent: Agent | None = None,
+        save: Saver | None = None,
+        known: dict[tuple[str, int], FileIdentity] | None = None,
+    ) -> None:
+        self.pid = pid
+        self.target = target
+        self.agent = agent
+        self.save = save
+        self.known = {} if known is None else known
+        self.findings: list[Finding] = []
+        self.descriptions: list[AnyDescription] = []
+        self.pipes: list[Pipe] = []
+        self.pipe_index: dict[str, int] = {}
+        self.objects: dict[tuple[str, int], SharedObject] = {}
+        self.shared_memory: tuple[SharedMemory, ...] = ()
+        self.files: list[FileIdentity] = []
+        self._file_index: dict[str, int] = {}
+
+    def refuse(self, object: str, reason: str, remedy: str = "") -> None:
+        """This object cannot be saved."""
+        self.findings.append(Finding(object, "refused", reason, remedy))
+
+    def report(self, object: str, status: str, reason: str) -> None:
+        """This object comes back otherwise than it was."""
+        self.findings.append(Finding(object, status, reason))
+
+    def saved(self, object: str) -> None:
+        """This object is saved whole; only said where somebody asks for an explanation."""
+        if self.target is None:
+            self.findings.append(Finding(object, "saved"))
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """The findings that a user of the snapshot should know."""
+        return tuple(
+            Note(object=f.object, status=f.status, reason=f.reason)
+            for f in self.findings
+            if f.status not in ("saved", "refused")
+        )
+
+    def finish_objects(self, private: Sequence[tuple[int, int]]) -> None:
+        """Read the contents of shared objects, while their descriptors are open."""
+        from snapkernel.resources import shared_memory
+
+        self.shared_memory = shared_memory.records(self, private)
+
+    def file(self, path: str, inode: int) -> int:
+        """Index of a file that must be there on restore.
+
+        A path that leads to another inode than the process has open is refused.
+        """
+        if path in self._file_index:
+            return self._file_index[path]
+        identity = self.known.get((path, inode)) or self._identify(path, inode)
+        self.known[path, inode] = identity
+        self.files.append(identity)
+        self._file_index[path] = len(self.files) - 1
+        return len(self.files) - 1
+
+    def _identify(self, path: str, inode: int) -> FileIdentity:
+        there = f"/proc/{self.pid}/root{path}"
+        try:
+            status = os.stat(there)
+        except OSError as error:
+            self.refuse(f"file {path}", f"cannot be looked at: {error.strerror}")
+            return FileIdentity(path=path, size=0, mtime_ns=0)
+        if status.st_ino != inode:
+            self.refuse(
+                f"file {path}",
+                "another file stands at that path now",
+                "restart the process, or put the original file back",
+            )
+        return FileIdentity(
+            path=path,
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            build_id=procfs.build_id(there),
+        )
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A step of a restore: bytes out of the store into the process.
+
+    Attributes:
+        what: for the reader of a plan.
+        content: the bytes.
+        shift: added to the addresses of the content.
+    """
+
+    what: str
+    content: Content
+    shift: int = 0
+
+
+@dataclass
+class Build:
+    """A restore in the making: what the modules' ``rebuild`` functions read and add to.
+
+    Attributes:
+        manifest: what is restored.
+        process: the process that is built.
+        architecture: of both.
+        streams: descriptors that the stub has inherited, by standard stream.
+        hole: a free range for temporary mappings.
+        high: first descriptor number that the process does not use.
+        cells: descriptor of each description while the table is built.
+        stream_cells: descriptor of each inherited stream.
+        object_cells: descriptor of each memfd and deleted file.
+        ports: old to new TCP ports.
+        notes: what the user should know.
+    """
+
+    manifest: Manifest
+    process: Process
+    architecture: Architecture
+    streams: dict[int, int]
+    hole: int = 0
+    high: int = 0
+    cells: dict[int, Cell] = field(default_factory=dict)
+    stream_cells: dict[int, Cell] = field(default_factory=dict)
+    object_cells: dict[int, Cell] = field(default_factory=dict)
+    ports: dict[int, int] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+
+    def keep(self, batch: Batch, fresh: Cell, index: int) -> Cell:
+        """Move a new descriptor out of the way, above all final numbers, and remember it as
+        description ``index``."""
+        cell = self.cells[index] = Cell(f"d{index}")
+        batch.call("fcntl", fresh, F_DUPFD_CLOEXEC, self.high, store=cell)
+        batch.call("close", fresh)
+        return cell

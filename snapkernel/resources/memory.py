@@ -1,0 +1,281 @@
+"""Private memory: what is mapped, and the pages that are nowhere else.
+
+VmFlags (Documentation/filesystems/proc.rst) say how an area was made. Two things they show are
+easy to lose: ``ac``, accounted memory, which an area has when it was once writable - so it is
+mapped writable, filled, and protected afterwards; and two neighbours that are alike, which the
+kernel may or may not have merged - so they are recorded as one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from snapkernel import procfs
+from snapkernel._native import ffi, lib
+from snapkernel.constants import (
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
+    MADV_GUARD_INSTALL,
+    MADV_HUGEPAGE,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
+    MADV_WIPEONFORK,
+    MAP_ANONYMOUS,
+    MAP_DROPPABLE,
+    MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PR_SET_VMA,
+    PR_SET_VMA_ANON_NAME,
+    PROT_WRITE,
+)
+from snapkernel.errors import TargetError
+from snapkernel.freeze.agent import PAGE
+from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
+from snapkernel.model import RUN, Mapping
+from snapkernel.resources import shared_memory, vdso
+from snapkernel.resources.context import Build, Capture, Fill
+
+# Follow from protection, kind and use of the area.
+DERIVED = frozenset("rd wr ex sh mr mw me ms sd gu ??".split())
+ADVICE = {
+    "hg": MADV_HUGEPAGE,
+    "nh": MADV_NOHUGEPAGE,
+    "dc": MADV_DONTFORK,
+    "dd": MADV_DONTDUMP,
+    "wf": MADV_WIPEONFORK,
+    "mg": MADV_MERGEABLE,
+    "rr": MADV_RANDOM,
+    "sr": MADV_SEQUENTIAL,
+}
+KEPT = frozenset(["ac", "nr", "gd", "dp", "lo", *ADVICE])
+REFUSED = {
+    "pf": "maps memory of a device",
+    "io": "maps memory of a device",
+    "mm": "maps memory of a device",
+    "ht": "uses hugetlbfs pages",
+    "um": "is served by a userfaultfd",
+    "uw": "is write-protected by a userfaultfd",
+    "ui": "is served by a userfaultfd",
+    "ss": "is a shadow stack",
+    "sl": "is sealed by mseal",
+    "lf": "is locked on fault",
+}
+
+Flags = dict[tuple[int, int, str, int, str], tuple[str, ...]]
+
+
+def key(area: procfs.Area) -> tuple[int, int, str, int, str]:
+    """What makes an area of ``maps`` the same as one of an earlier ``smaps``."""
+    return area.start, area.end, area.permissions, area.offset, area.name
+
+
+def read_flags(pid: int) -> Flags:
+    """VmFlags of all areas. Reading ``smaps`` walks all page tables: not for the freeze."""
+    smaps = procfs.text(f"/proc/{pid}/smaps")
+    return {key(area): flags for area, flags in procfs.areas_with_flags(smaps)}
+
+
+def is_special(area: procfs.Area) -> bool:
+    """One of the kernel's own mappings."""
+    return area.name in vdso.NAMES or area.name in vdso.OTHER
+
+
+def capture(
+    capture: Capture, areas: Sequence[procfs.Area], flags: Flags
+) -> tuple[Mapping, ...]:
+    """The mappings as records; what cannot be had again is refused."""
+    found: list[Mapping] = []
+    for area in areas:
+        if is_special(area):
+            continue
+        mapping = _mapping(capture, area, flags.get(key(area), ()))
+        if found and _alike(found[-1], mapping):
+            found[-1] = Mapping(
+                **{
+                    name: getattr(mapping, name)
+                    for name in Mapping.__struct_fields__
+                    if name != "start"
+                },
+                start=found[-1].start,
+            )
+        else:
+            found.append(mapping)
+    return tuple(found)
+
+
+def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Mapping:
+    subject = f"memory {area.start:#x}-{area.end:#x} ({area.name or 'anonymous'})"
+    for flag in flags:
+        if flag in REFUSED:
+            capture.refuse(subject, REFUSED[flag], "release it before the snapshot")
+        elif flag not in KEPT and flag not in DERIVED:
+            capture.refuse(subject, f"has the unknown VmFlag {flag!r}", "upgrade snapkernel")
+    if "wf" in flags:
+        capture.report(subject, "replaced", "is wiped in a restored copy, as in a forked child")
+    file = backing = None
+    if area.inode:
+        deleted = area.name.endswith(" (deleted)")
+        if deleted:
+            backing = shared_memory.object_of(capture, area)
+        else:
+            file = capture.file(area.path, area.inode)
+    name = area.name if not area.inode else ""
+    return Mapping(
+        start=area.start,
+        end=area.end,
+        protection=area.protection,
+        shared=area.shared,
+        offset=area.offset if area.inode else 0,
+        flags=tuple(sorted(KEPT.intersection(flags) | ({"mw"}.intersection(flags) if area.shared else set()))),
+        file=file,
+        object=backing,
+        name=name,
+    )
+
+
+def _alike(left: Mapping, right: Mapping) -> bool:
+    """Two neighbours that the kernel could merge: private and anonymous, equal but for place."""
+    return (
+        left.end == right.start
+        and left.file is None
+        and left.object is None
+        and not left.shared
+        and (left.protection, left.flags, left.file, left.object, left.shared, left.name)
+        == (right.protection, right.flags, right.file, right.object, right.shared, right.name)
+    )
+
+
+def holds_private_pages(mapping: Mapping) -> bool:
+    """Pages of this mapping may have content that is nowhere else, and that must be saved."""
+    return not mapping.shared and not {"dp", "wf"} & set(mapping.flags)
+
+
+def scan(
+    pid: int, mappings: Iterable[Mapping], *, guards: bool = False, plain: bool = False
+) -> list[tuple[int, int]]:
+    """Runs of private pages (or of guard pages) in the mappings.
+
+    Raises:
+        TargetError: ``/proc/PID/pagemap`` cannot be read.
+    """
+    capacity = 65536
+    words = ffi.new("uint64_t[]", 2 * capacity)
+    count = ffi.new("size_t *")
+    runs: list[tuple[int, int]] = []
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        for start, end in _spans(mappings):
+            at = start
+            while at < end:
+                count[0] = 0
+                at = lib.sk_scan_pages(
+                    pagemap.fileno(), at, end, PAGE, int(guards), int(plain), words, capacity, count
+                )
+                if at < 0:
+                    raise TargetError(
+                        f"memory at {start:#x} of process {pid}",
+                        f"its page table cannot be read (errno {-at})",
+                    )
+                numbers = ffi.unpack(words, 2 * count[0])
+                runs.extend(zip(numbers[::2], numbers[1::2], strict=True))
+    return runs
+
+
+def _spans(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    for mapping in mappings:
+        if spans and spans[-1][1] == mapping.start:
+            spans[-1] = (spans[-1][0], mapping.end)
+        else:
+            spans.append((mapping.start, mapping.end))
+    return spans
+
+
+# --- rebuild -----------------------------------------------------------------------------------
+
+
+def rebuild_mappings(build: Build) -> list[Batch | Fill]:
+    """Map everything, writable where it will be filled."""
+    batch = Batch("map memory")
+    memory = build.process.memory
+    opened: dict[tuple[int, bool], Cell] = {}
+    for mapping in memory.mappings:
+        if mapping.object is None:
+            _map(build, batch, mapping, opened)
+        _advise(batch, mapping)
+    for cell in opened.values():
+        batch.call("close", cell)
+    return [*shared_memory.rebuild(build), batch]
+
+
+def _map(
+    build: Build, batch: Batch, mapping: Mapping, opened: dict[tuple[int, bool], Cell]
+) -> None:
+    flags = MAP_FIXED_NOREPLACE | (MAP_SHARED if mapping.shared else MAP_PRIVATE)
+    if "dp" in mapping.flags:
+        flags = MAP_FIXED_NOREPLACE | MAP_DROPPABLE
+    if "nr" in mapping.flags:
+        flags |= MAP_NORESERVE
+    if "gd" in mapping.flags:
+        flags |= MAP_GROWSDOWN
+    descriptor: Cell | int = -1
+    note = f"memory {mapping.start:#x}-{mapping.end:#x}"
+    if mapping.file is None:
+        flags |= MAP_ANONYMOUS
+    else:
+        path = build.manifest.files[mapping.file].path
+        note += f" ({path})"
+        writable = mapping.shared and "mw" in mapping.flags
+        if (mapping.file, writable) not in opened:
+            cell = opened[mapping.file, writable] = Cell(f"file{mapping.file}{'w' * writable}")
+            mode = os.O_RDWR if writable else os.O_RDONLY
+            batch.call("openat", AT_FDCWD, os.fsencode(path) + b"\0", mode, store=cell, note=path)
+        descriptor = opened[mapping.file, writable]
+    batch.call(
+        "mmap",
+        mapping.start,
+        mapping.end - mapping.start,
+        _while_filling(mapping),
+        flags,
+        descriptor,
+        mapping.offset,
+        note=note,
+    )
+
+
+def _advise(batch: Batch, mapping: Mapping) -> None:
+    note, length = f"memory {mapping.start:#x}-{mapping.end:#x}", mapping.end - mapping.start
+    for flag, advice in ADVICE.items():
+        if flag in mapping.flags:
+            batch.call("madvise", mapping.start, length, advice, check=False, note=note)
+    if mapping.name.startswith("[anon:"):
+        label = mapping.name[6:-1].encode() + b"\0"
+        words = (PR_SET_VMA, PR_SET_VMA_ANON_NAME, mapping.start, length)
+        batch.call("prctl", *words, label, check=False, note=note)
+
+
+def _while_filling(mapping: Mapping) -> int:
+    """Protection until the pages are there: accounted memory was writable once."""
+    if not mapping.shared and "ac" in mapping.flags:
+        return mapping.protection | PROT_WRITE
+    return mapping.protection
+
+
+def rebuild_protection(build: Build) -> Batch:
+    """After the fill: final protections, guard pages, locks."""
+    batch = Batch("protect memory")
+    for mapping in build.process.memory.mappings:
+        length = mapping.end - mapping.start
+        note = f"memory {mapping.start:#x}-{mapping.end:#x}"
+        if _while_filling(mapping) != mapping.protection:
+            batch.call("mprotect", mapping.start, length, mapping.protection, note=note)
+        if "lo" in mapping.flags:
+            batch.call("mlock", mapping.start, length, note=note)
+    for address, length in RUN.iter_unpack(build.process.memory.guards):
+        batch.call("madvise", address, length, MADV_GUARD_INSTALL, note=f"guard {address:#x}")
+    return batch

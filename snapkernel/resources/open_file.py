@@ -1,0 +1,160 @@
+"""An open file description (open(2)) of the process, held by a descriptor of our own.
+
+pidfd_getfd(2) (Linux 5.6) gives us the same description, so it can be asked with any system call;
+kcmp(2) tells which descriptors share one. Nothing runs in the process for that.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from snapkernel import procfs
+from snapkernel._native import lib
+from snapkernel.errors import TargetError
+
+O_CLOEXEC = os.O_CLOEXEC
+
+
+@dataclass
+class OpenFile:
+    """A description while it is looked at.
+
+    Attributes:
+        index: into ``Manifest.descriptions``.
+        numbers: descriptors of the process that refer to it.
+        link: what ``/proc/PID/fd/N`` points to.
+        info: ``/proc/PID/fdinfo/N``, whole.
+        status: fstat(2).
+        descriptor: our own.
+    """
+
+    index: int
+    pid: int
+    numbers: list[int]
+    link: str
+    info: str
+    status: os.stat_result
+    descriptor: int
+
+    @property
+    def subject(self) -> str:
+        """How to name it to the user."""
+        return f"fd {self.numbers[0]} ({self.link})"
+
+    def field(self, name: str) -> str:
+        """A field of fdinfo; empty when it is not there."""
+        for line in self.info.splitlines():
+            key, _, value = line.partition(":")
+            if key == name:
+                return value.strip()
+        return ""
+
+    @property
+    def flags(self) -> int:
+        """File status flags, without O_CLOEXEC."""
+        return int(self.field("flags"), 8) & ~O_CLOEXEC
+
+    @property
+    def position(self) -> int:
+        """File offset."""
+        return int(self.field("pos"))
+
+    @property
+    def readable(self) -> bool:
+        """Opened for reading."""
+        return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+
+    @property
+    def writable(self) -> bool:
+        """Opened for writing."""
+        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+
+    @property
+    def device(self) -> str:
+        """``major:minor`` of its file system, as in ``/proc/PID/maps``."""
+        return f"{os.major(self.status.st_dev):02x}:{os.minor(self.status.st_dev):02x}"
+
+    @property
+    def is_regular(self) -> bool:
+        """A regular file, with a name or without."""
+        return stat.S_ISREG(self.status.st_mode)
+
+
+@dataclass
+class Table:
+    """The descriptor table of a process.
+
+    Attributes:
+        files: the descriptions, by index.
+        entries: ``(number, index, close-on-exec)``, ascending.
+    """
+
+    pid: int
+    files: list[OpenFile] = field(default_factory=list)
+    entries: list[tuple[int, int, bool]] = field(default_factory=list)
+
+    def by_number(self, number: int) -> OpenFile | None:
+        """What a descriptor refers to."""
+        return next((self.files[i] for n, i, _ in self.entries if n == number), None)
+
+    def by_inode(self, inode: int, prefix: str) -> list[OpenFile]:
+        """Descriptions whose link has this prefix, with this inode."""
+        return [f for f in self.files if f.status.st_ino == inode and f.link.startswith(prefix)]
+
+
+@contextmanager
+def open_table(pid: int) -> Iterator[Table]:
+    """Look at the descriptor table; our own descriptors are closed at the end of the block.
+
+    Raises:
+        TargetError: the process may not be examined.
+    """
+    table = Table(pid)
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise TargetError(f"process {pid}", "there is no such process") from None
+    try:
+        for number in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
+            _add(table, handle, number)
+        yield table
+    finally:
+        os.close(handle)
+        for file in table.files:
+            os.close(file.descriptor)
+
+
+def _add(table: Table, handle: int, number: int) -> None:
+    pid = table.pid
+    try:
+        link = os.readlink(f"/proc/{pid}/fd/{number}")
+        info = procfs.text(f"/proc/{pid}/fdinfo/{number}")
+    except FileNotFoundError:
+        return  # closed meanwhile, in a process that runs
+    descriptor = lib.sk_pidfd_getfd(handle, number)
+    if descriptor < 0:
+        raise TargetError(
+            f"fd {number} ({link}) of process {pid}",
+            f"cannot be examined: {os.strerror(-descriptor)}",
+            "the kernel must allow pidfd_getfd; containers may forbid it without CAP_SYS_PTRACE",
+        )
+    flags = int(info.partition("flags:")[2].split(None, 1)[0], 8)
+    status = os.fstat(descriptor)
+    for known in table.files:
+        if (
+            known.link == link
+            and known.status.st_ino == status.st_ino
+            and known.flags == flags & ~O_CLOEXEC
+            and lib.sk_kcmp_file(pid, known.numbers[0], number) == 0
+        ):
+            os.close(descriptor)
+            known.numbers.append(number)
+            table.entries.append((number, known.index, bool(flags & O_CLOEXEC)))
+            return
+    index = len(table.files)
+    table.files.append(OpenFile(index, pid, [number], link, info, status, descriptor))
+    table.entries.append((number, index, bool(flags & O_CLOEXEC)))

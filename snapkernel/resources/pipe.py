@@ -1,0 +1,113 @@
+"""Pipes (pipe(7)) whose both ends are in the process, or whose other end is closed.
+
+What waits in a pipe is copied by tee(2), which does not consume it. POLLHUP at the reading end
+means that nobody has the writing end, POLLERR at the writing end that nobody has the reading end
+(poll(2)); an end that somebody outside holds makes it a stream (``stream``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+
+from snapkernel._native import lib
+from snapkernel.constants import F_GETPIPE_SZ, F_SETFL, F_SETPIPE_SZ
+from snapkernel.freeze.batch import AddressOf, Batch, Cell
+from snapkernel.model import Pipe, PipeEnd
+from snapkernel.resources.context import Build, Capture
+from snapkernel.resources.open_file import OpenFile, Table
+
+RECORDS = (PipeEnd,)
+PREFIX = "pipe:["
+_PIECE = 1 << 18
+
+
+def recognises(file: OpenFile) -> bool:
+    """An end of a pipe without a name."""
+    return file.link.startswith(PREFIX)
+
+
+def is_external(file: OpenFile, table: Table) -> bool:
+    """Somebody outside has the other end."""
+    if not recognises(file):
+        return False
+    ends = table.by_inode(file.status.st_ino, PREFIX)
+    if file.readable and file.writable:
+        return False
+    if any(end.writable if file.readable else end.readable for end in ends):
+        return False
+    poll = select.poll()
+    poll.register(file.descriptor, 0)
+    events = dict(poll.poll(0)).get(file.descriptor, 0)
+    return not events & (select.POLLHUP | select.POLLERR)
+
+
+def capture(capture: Capture, file: OpenFile, table: Table) -> PipeEnd | None:
+    """An end; the pipe itself with the first end of it that is seen."""
+    capture.saved(file.subject)
+    ends = table.by_inode(file.status.st_ino, PREFIX)
+    first = min(end.index for end in ends)
+    key = f"{PREFIX}{file.status.st_ino}"
+    if first == file.index:
+        capture.pipe_index[key] = len(capture.pipes)
+        reader = next((end for end in ends if end.readable), None)
+        size = fcntl.fcntl(file.descriptor, F_GETPIPE_SZ)
+        data = _queued(reader.descriptor, size) if reader else b""
+        if data and file.flags & os.O_DIRECT:
+            capture.refuse(
+                file.subject, "is a packet pipe with packets in it", "read them before the snapshot"
+            )
+        capture.pipes.append(Pipe(size=size, data=data))
+    return PipeEnd(flags=file.flags, pipe=capture.pipe_index[key], writable=file.writable)
+
+
+def _queued(reader: int, size: int) -> bytes:
+    """A copy of what waits in the pipe."""
+    out, into = os.pipe()
+    try:
+        fcntl.fcntl(into, F_SETPIPE_SZ, size)
+        length = lib.sk_tee(reader, into, size)
+        data = b""
+        while len(data) < length:
+            data += os.read(out, length - len(data))
+        return data
+    finally:
+        os.close(out)
+        os.close(into)
+
+
+def create(build: Build, batch: Batch, record: PipeEnd, index: int) -> None:
+    """Both ends at once, with what waits between them; an end nobody had is closed again."""
+    if index in build.cells:
+        return
+    pipe = build.manifest.pipes[record.pipe]
+    note = "pipe"
+    reader, writer = Cell("reader"), Cell("writer")
+    batch.call("pipe2", AddressOf((reader, writer)), os.O_CLOEXEC, note=note)
+    batch.call("fcntl", writer, F_SETPIPE_SZ, pipe.size, check=False, note=note)
+    for at in range(0, len(pipe.data), _PIECE):
+        piece = pipe.data[at : at + _PIECE]
+        batch.call("write", writer, piece, len(piece), note=note)
+    ends = {
+        number: end
+        for number, end in enumerate(build.manifest.descriptions)
+        if isinstance(end, PipeEnd) and end.pipe == record.pipe
+    }
+    for fresh, writable in ((reader, False), (writer, True)):
+        same = [number for number, end in ends.items() if end.writable == writable]
+        for position, number in enumerate(same):
+            flags = ends[number].flags
+            if position:
+                fresh = _another(build, batch, build.cells[same[0]], flags, note)
+            build.keep(batch, fresh, number)
+            batch.call("fcntl", build.cells[number], F_SETFL, flags & ~os.O_ACCMODE, note=note)
+        if not same:
+            batch.call("close", fresh)
+
+
+def _another(build: Build, batch: Batch, cell: Cell, flags: int, note: str) -> Cell:
+    """A further description of the same end, by way of ``/proc/self/fd``."""
+    from snapkernel.resources import shared_memory
+
+    return shared_memory.reopen(build, batch, cell, flags & os.O_ACCMODE, note)

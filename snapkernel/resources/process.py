@@ -1,0 +1,231 @@
+"""What belongs to the process as a whole: identity, directories, limits, prctl(2) settings."""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+from dataclasses import dataclass
+
+from snapkernel import procfs
+from snapkernel.constants import (
+    PR_GET_CHILD_SUBREAPER,
+    PR_GET_DUMPABLE,
+    PR_GET_THP_DISABLE,
+    PR_GET_TIMERSLACK,
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_DUMPABLE,
+    PR_SET_MM,
+    PR_SET_MM_MAP,
+    PR_SET_THP_DISABLE,
+    PR_SET_TIMERSLACK,
+)
+from snapkernel.freeze.agent import Agent
+from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space, Words
+from snapkernel.model import MemoryLayout, Note
+from snapkernel.resources.context import Build, Capture
+
+_UNLIMITED = (1 << 64) - 1
+RLIMIT_NICE, RLIMIT_RTPRIO = 13, 14
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Ids as the process itself sees them, and where it stands in the file system."""
+
+    pid: int
+    ppid: int
+    pgid: int
+    sid: int
+    executable: str
+    file: int
+    arguments: tuple[str, ...]
+    working_directory: str
+    umask: int
+    oom_score_adj: int
+
+
+def capture_identity(capture: Capture) -> Identity:
+    """Everything that /proc tells; what cannot be had again is refused."""
+    pid = capture.pid
+    status = procfs.status(pid)
+    executable = os.readlink(f"/proc/{pid}/exe")
+    if executable.endswith(" (deleted)"):
+        capture.refuse(
+            f"executable {executable.removesuffix(' (deleted)')}",
+            "was deleted or replaced while the process runs",
+            "restart the kernel with the new version, or put the old one back",
+        )
+        file = -1
+    else:
+        file = capture.file(executable, os.stat(f"/proc/{pid}/exe").st_ino)
+    directory = os.readlink(f"/proc/{pid}/cwd")
+    if directory.endswith(" (deleted)"):
+        capture.refuse(
+            f"working directory {directory}", "was deleted", "change to one that exists"
+        )
+    if os.readlink(f"/proc/{pid}/root") != "/":
+        capture.refuse("root directory", "was changed by chroot", "run without chroot")
+    _refuse_strange(capture, status)
+    stat = procfs.stat(pid)
+    if int(stat[7 - 3]):
+        capture.report(
+            "controlling terminal", "replaced", "a restored process has none, or the restorer's"
+        )
+    raw = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
+    return Identity(
+        pid=procfs.innermost(status["NSpid"]),
+        ppid=_inner_parent(int(status["PPid"]), len(status["NSpid"].split())),
+        pgid=procfs.innermost(status["NSpgid"]),
+        sid=procfs.innermost(status["NSsid"]),
+        executable=executable,
+        file=max(file, 0),
+        arguments=tuple(os.fsdecode(word) for word in raw[:-1]),
+        working_directory=directory,
+        umask=int(status.get("Umask", "022"), 8),
+        oom_score_adj=int(procfs.text(f"/proc/{pid}/oom_score_adj")),
+    )
+
+
+def _inner_parent(ppid: int, depth: int) -> int:
+    """The parent's pid in the same pid namespace; 0 when it is not in it."""
+    if not ppid:
+        return 0
+    ids = procfs.status(ppid)["NSpid"].split()
+    return int(ids[-1]) if len(ids) == depth else 0
+
+
+def _refuse_strange(capture: Capture, status: dict[str, str]) -> None:
+    for child in procfs.children(capture.pid):
+        name = procfs.status(child)["Name"]
+        zombie = procfs.status(child)["State"].startswith("Z")
+        capture.refuse(
+            f"child process {child} ({name})",
+            "has ended but was not waited for" if zombie else "process trees cannot be saved yet",
+            "wait for it" if zombie else "end it, or wait until it ends, before the snapshot",
+        )
+    if status.get("Seccomp", "0") != "0":
+        capture.refuse(
+            "seccomp filter",
+            "a filtered process cannot be examined from inside",
+            "start the process without seccomp",
+        )
+    if status.get("x86_Thread_features", "").strip():
+        capture.refuse(
+            "shadow stack",
+            f"is enabled ({status['x86_Thread_features'].strip()}) and cannot be rebuilt",
+            "start the process with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """prctl(2) settings that only the process itself can be asked for."""
+
+    dumpable: int
+    child_subreaper: bool
+    thp_disabled: bool
+    timer_slack_ns: int
+
+
+def capture_settings(agent: Agent) -> Settings:
+    """Ask."""
+    batch = Batch("ask for process settings")
+    dumpable = batch.call("prctl", PR_GET_DUMPABLE)
+    subreaper = Space(bytes(4))
+    batch.call("prctl", PR_GET_CHILD_SUBREAPER, subreaper)
+    huge = batch.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, check=False)
+    slack = batch.call("prctl", PR_GET_TIMERSLACK)
+    agent.run(batch)
+    return Settings(
+        dumpable=dumpable.result or 0,
+        child_subreaper=any(subreaper.data),
+        thp_disabled=huge.result == 1,
+        timer_slack_ns=max(slack.result or 0, 0),
+    )
+
+
+def capture_layout(pid: int, heap_end: int) -> MemoryLayout:
+    """``/proc/PID/stat`` has all of ``struct prctl_mm_map`` but the end of the heap."""
+    stat = procfs.stat(pid)
+
+    def field(number: int) -> int:
+        return int(stat[number - 3])
+
+    return MemoryLayout(
+        start_code=field(26),
+        end_code=field(27),
+        start_stack=field(28),
+        start_data=field(45),
+        end_data=field(46),
+        start_brk=field(47),
+        brk=heap_end,
+        arg_start=field(48),
+        arg_end=field(49),
+        env_start=field(50),
+        env_end=field(51),
+    )
+
+
+# --- rebuild -----------------------------------------------------------------------------------
+
+
+def rebuild_layout(build: Build) -> Batch:
+    """PR_SET_MM_MAP: where heap, stack and arguments are, auxv, and which file was executed. The
+    stub's own executable must not be mapped any more (prctl(2), EBUSY)."""
+    batch = Batch("tell the kernel the memory layout")
+    number = build.high - 1
+    executable, note = Cell("executable"), build.process.executable
+    path = os.fsencode(note) + b"\0"
+    batch.call("openat", AT_FDCWD, path, os.O_RDONLY, store=executable, note=note)
+    batch.call("dup3", executable, number, os.O_CLOEXEC)
+    batch.call("close", executable)
+    layout, auxv = build.process.memory.layout, build.process.memory.auxv
+    words = tuple(getattr(layout, name) for name in layout.__struct_fields__)
+    structure = Words((*words, auxv), struct.pack("=II", len(auxv), number))
+    batch.call("prctl", PR_SET_MM, PR_SET_MM_MAP, structure, 13 * 8, 0, note="memory layout")
+    batch.call("close", number)
+    return batch
+
+
+def rebuild_attributes(build: Build) -> Batch:
+    """Directory, umask and settings."""
+    process = build.process
+    batch = Batch("set process attributes")
+    directory = process.working_directory
+    batch.call("chdir", os.fsencode(directory) + b"\0", note=f"directory {directory}")
+    batch.call("umask", process.umask)
+    if process.child_subreaper:
+        batch.call("prctl", PR_SET_CHILD_SUBREAPER, 1)
+    if process.thp_disabled:
+        batch.call("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    batch.call("prctl", PR_SET_TIMERSLACK, process.timer_slack_ns)
+    return batch
+
+
+def rebuild_dumpable(build: Build) -> Batch:
+    """After the credentials, which reset it."""
+    batch = Batch("set dumpable")
+    if build.process.dumpable in (0, 1):
+        batch.call("prctl", PR_SET_DUMPABLE, build.process.dumpable)
+    return batch
+
+
+def rebuild_limits(build: Build) -> Batch:
+    """Limits; one that is higher than this host allows is lowered to that, and noted."""
+    batch = Batch("set resource limits")
+    for number, (soft, hard) in build.process.limits.items():
+        _, highest = resource.getrlimit(number)
+        if highest != -1 and (hard == -1 or hard > highest):
+            build.notes.append(
+                Note(
+                    object=f"resource limit {number}",
+                    status="replaced",
+                    reason=f"{highest} instead of {hard}: the limit of the restoring process",
+                )
+            )
+            hard = highest
+            soft = highest if soft == -1 or soft > highest else soft
+        pair = struct.pack("=QQ", soft & _UNLIMITED, hard & _UNLIMITED)
+        batch.call("prlimit64", 0, number, pair, 0, note=f"resource limit {number}")
+    return batch

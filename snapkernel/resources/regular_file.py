@@ -1,0 +1,102 @@
+"""Files and directories that are opened again by their path; deleted files and memfds, which are
+objects of ``shared_memory``."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
+from snapkernel.model import FileIdentity, ObjectFile, RegularFile
+from snapkernel.resources import shared_memory
+from snapkernel.resources.context import Build, Capture
+from snapkernel.resources.open_file import OpenFile, Table
+
+RECORDS = (RegularFile, ObjectFile)
+O_PATH, O_TMPFILE = 0o10000000, 0o20000000 | os.O_DIRECTORY
+_NOT_AGAIN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY
+
+
+def recognises(file: OpenFile) -> bool:
+    """Regular files and directories."""
+    return file.is_regular or stat.S_ISDIR(file.status.st_mode)
+
+
+def capture(
+    capture: Capture, file: OpenFile, table: Table
+) -> RegularFile | ObjectFile | None:
+    """By path, or by content when there is no path any more."""
+    if file.flags & O_PATH:
+        capture.refuse(file.subject, "descriptors opened with O_PATH cannot be saved yet", "close it")
+        return None
+    if file.is_regular and file.status.st_nlink == 0:
+        known = shared_memory.find(
+            capture, file.device, file.status.st_ino, file.link.removesuffix(" (deleted)")
+        )
+        if known is None:
+            capture.refuse(file.subject, "this kind of memory cannot be saved yet", "close it")
+            return None
+        if file.readable:
+            known.descriptor = file.descriptor
+        elif known.descriptor is None and not known.areas:
+            known.descriptor = _readable(capture, file)
+        capture.saved(file.subject)
+        return ObjectFile(flags=file.flags, position=file.position, object=known.index)
+    return _by_path(capture, file)
+
+
+def _readable(capture: Capture, file: OpenFile) -> int | None:
+    """A deleted file that is open for writing only is read through another description."""
+    try:
+        descriptor = os.open(f"/proc/self/fd/{file.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        capture.refuse(
+            file.subject, f"is deleted and cannot be read: {error.strerror}", "close it"
+        )
+        return None
+    os.dup2(descriptor, file.descriptor, inheritable=False)
+    os.close(descriptor)
+    return file.descriptor
+
+
+def _by_path(capture: Capture, file: OpenFile) -> RegularFile | None:
+    directory = not file.is_regular
+    try:
+        there = os.stat(f"/proc/{capture.pid}/root{file.link}")
+    except OSError:
+        there = None
+    if there is None or there.st_ino != file.status.st_ino:
+        capture.refuse(
+            file.subject,
+            "the directory was deleted" if directory else "another file stands at its path",
+            "close it, or put the original back",
+        )
+        return None
+    capture.saved(file.subject)
+    return RegularFile(
+        flags=file.flags & ~_NOT_AGAIN,
+        position=file.position,
+        directory=directory,
+        file=FileIdentity(
+            path=file.link,
+            size=0 if directory else file.status.st_size,
+            mtime_ns=0 if directory else file.status.st_mtime_ns,
+        ),
+    )
+
+
+def create(build: Build, batch: Batch, record: RegularFile | ObjectFile, index: int) -> None:
+    """Open it again and go to the old position."""
+    if isinstance(record, ObjectFile):
+        note = build.manifest.shared_memory[record.object].name
+        fresh = shared_memory.reopen(
+            build, batch, build.object_cells[record.object], record.flags, note
+        )
+    else:
+        note = record.file.path
+        fresh = Cell("fresh")
+        path = os.fsencode(note) + b"\0"
+        batch.call("openat", AT_FDCWD, path, record.flags, store=fresh, note=f"file {note}")
+    if record.position and not getattr(record, "directory", False):
+        batch.call("lseek", fresh, record.position, os.SEEK_SET, note=f"file {note}")
+    build.keep(batch, fresh, index)

@@ -1,0 +1,332 @@
+"""Objects without a path: shared anonymous memory, memfds (memfd_create(2)), deleted files.
+
+They show in ``/proc/PID/maps`` as ``NAME (deleted)`` with a device and an inode, by which several
+mappings and descriptors are found to be of the same object. Their content is read while the
+process is frozen: a forked copy shares them with the original.
+
+A new shared anonymous object is given more than one mapping by ``mremap`` with an old size of 0,
+which duplicates a shared mapping (mremap(2)). A memfd or file is opened again, with flags of its
+own, through ``/proc/self/fd``.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from snapkernel import procfs
+from snapkernel.constants import (
+    F_ADD_SEALS,
+    F_DUPFD_CLOEXEC,
+    F_GET_SEALS,
+    MAP_ANONYMOUS,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MFD_ALLOW_SEALING,
+    MFD_CLOEXEC,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_READ,
+    PROT_WRITE,
+)
+from snapkernel.freeze.agent import PAGE
+from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
+from snapkernel.model import Content, Mapping, SharedMemory
+from snapkernel.resources.context import Build, Capture, Fill
+
+SEAL_SEAL = 1
+
+
+@dataclass
+class SharedObject:
+    """An object while it is looked at.
+
+    Attributes:
+        index: into ``Manifest.shared_memory``.
+        areas: mappings of it.
+        descriptor: our own descriptor of it, if the process has one open.
+    """
+
+    index: int
+    kind: str
+    name: str
+    areas: list[procfs.Area] = field(default_factory=list)
+    descriptor: int | None = None
+
+
+def kind_of(path: str) -> tuple[str, str] | None:
+    """Kind and name of an object from how /proc names it; ``None`` for a kind that is refused."""
+    if path == "/dev/zero":
+        return "anonymous", ""
+    if path.startswith("/memfd:"):
+        return "memfd", path.removeprefix("/memfd:")
+    if path.startswith("/SYSV"):
+        return None
+    return "deleted-file", path
+
+
+def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject | None:
+    """The object of a mapping or descriptor, made known when it is new."""
+    known = capture.objects.get((device, inode))
+    if known is None:
+        kind = kind_of(path)
+        if kind is None:
+            return None
+        known = SharedObject(len(capture.objects), *kind)
+        capture.objects[device, inode] = known
+    return known
+
+
+def object_of(capture: Capture, area: procfs.Area) -> int | None:
+    """Index of the object that an area maps."""
+    known = find(capture, area.device, area.inode, area.path)
+    if known is None:
+        capture.refuse(
+            f"shared memory {area.path} at {area.start:#x}",
+            "System V shared memory cannot be saved yet",
+            "detach it (shmdt) before the snapshot",
+        )
+        return None
+    known.areas.append(area)
+    return known.index
+
+
+class FileSource:
+    """Bytes of an open file, by offset."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+        """Fill the buffer; a file that ends early leaves zeros, as a mapping of it would."""
+        at = 0
+        for offset, length in runs:
+            done = 0
+            while done < length:
+                part = buffer[at + done : at + length]
+                got = os.preadv(self.descriptor, [part], offset + done)
+                if not got:
+                    part[:] = bytes(len(part))
+                    got = len(part)
+                done += got
+            at += length
+
+
+class MappedSource:
+    """Bytes of an object through a mapping of it, by offset in the object."""
+
+    def __init__(self, capture: Capture, area: procfs.Area) -> None:
+        assert capture.target is not None
+        self.memory = capture.target.memory
+        self.shift = area.start - area.offset
+
+    def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+        """Fill the buffer."""
+        self.memory.read_into([(offset + self.shift, n) for offset, n in runs], buffer)
+
+
+def records(capture: Capture, private: Sequence[tuple[int, int]]) -> tuple[SharedMemory, ...]:
+    """All objects with their contents. ``private`` are the runs of pages that a private mapping
+    has written, which are not the object's."""
+    found = sorted(capture.objects.values(), key=lambda known: known.index)
+    return tuple(_record(capture, known, private) for known in found)
+
+
+def _record(
+    capture: Capture, known: SharedObject, private: Sequence[tuple[int, int]]
+) -> SharedMemory:
+    extent = max((a.offset + a.end - a.start for a in known.areas), default=0)
+    descriptor, seals, mode = known.descriptor, 0, 0
+    opened = -1
+    if descriptor is None and known.areas:
+        area = known.areas[0]
+        try:  # needs CAP_CHECKPOINT_RESTORE in the initial user namespace
+            path = f"/proc/{capture.pid}/map_files/{area.start:x}-{area.end:x}"
+            descriptor = opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            pass
+    try:
+        contents = Content()
+        size = extent
+        if descriptor is not None:
+            status = os.fstat(descriptor)
+            size, mode = status.st_size, status.st_mode & 0o7777
+            if known.kind == "memfd":
+                seals = fcntl.fcntl(descriptor, F_GET_SEALS)
+            if capture.save is not None:
+                contents = capture.save(FileSource(descriptor), _data_runs(descriptor, size))
+        elif capture.save is not None and known.areas:
+            area, runs = _through_mapping(capture, known, private)
+            size = max((a + n for a, n in runs), default=0) if known.kind != "anonymous" else size
+            contents = capture.save(MappedSource(capture, area), runs)
+        return SharedMemory(
+            kind=known.kind, name=known.name, size=size, seals=seals, mode=mode, content=contents
+        )
+    finally:
+        if opened >= 0:
+            os.close(opened)
+
+
+def _data_runs(descriptor: int, size: int) -> list[tuple[int, int]]:
+    """The parts of a file that are not holes (lseek(2), SEEK_DATA)."""
+    runs = []
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            start = at
+        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        runs.append((start, end - start))
+        at = end
+    return runs
+
+
+def _through_mapping(
+    capture: Capture, known: SharedObject, private: Sequence[tuple[int, int]]
+) -> tuple[procfs.Area, list[tuple[int, int]]]:
+    """The widest mapping, and what of the object it shows: not what it has privately written,
+    and not what lies behind the end of the file."""
+    assert capture.target is not None
+    area = max(known.areas, key=lambda a: a.end - a.start)
+    hidden = {
+        page
+        for start, length in private
+        for page in range(max(start, area.start), min(start + length, area.end), PAGE)
+    }
+    runs: list[tuple[int, int]] = []
+    for page in range(area.start, area.end, PAGE):
+        if page in hidden and not area.shared:
+            continue
+        try:
+            capture.target.memory.read(page, 1)
+        except OSError:
+            break
+        offset = page - area.start + area.offset
+        if runs and sum(runs[-1]) == offset:
+            runs[-1] = (runs[-1][0], runs[-1][1] + PAGE)
+        else:
+            runs.append((offset, PAGE))
+    return area, runs
+
+
+# --- rebuild -----------------------------------------------------------------------------------
+
+
+def rebuild(build: Build) -> list[Batch | Fill]:
+    """Make every object, fill it through a temporary mapping, and map it where it was mapped."""
+    steps: list[Batch | Fill] = []
+    for index, record in enumerate(build.manifest.shared_memory):
+        mappings = [m for m in build.process.memory.mappings if m.object == index]
+        length = max(-(-record.size // PAGE) * PAGE, PAGE)
+        if record.kind == "anonymous":
+            length = max([length, *(m.offset + m.end - m.start for m in mappings)])
+            steps += _anonymous(build, record, mappings, length)
+        else:
+            steps += _with_descriptor(build, index, record, mappings, length)
+    return steps
+
+
+def _anonymous(
+    build: Build, record: SharedMemory, mappings: list[Mapping], length: int
+) -> list[Batch | Fill]:
+    make = Batch("make shared anonymous memory")
+    flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+    make.call("mmap", build.hole, length, PROT_READ | PROT_WRITE, flags, -1, 0)
+    place = Batch("map shared anonymous memory")
+    for mapping in mappings:
+        size = mapping.end - mapping.start
+        note = f"memory {mapping.start:#x}-{mapping.end:#x}"
+        place.call(
+            "mremap",
+            build.hole + mapping.offset,
+            0,
+            size,
+            MREMAP_MAYMOVE | MREMAP_FIXED,
+            mapping.start,
+            note=note,
+        )
+        if mapping.protection != PROT_READ | PROT_WRITE:
+            place.call("mprotect", mapping.start, size, mapping.protection, note=note)
+    place.call("munmap", build.hole, length)
+    return [make, Fill("shared anonymous memory", record.content, build.hole), place]
+
+
+def _with_descriptor(
+    build: Build, index: int, record: SharedMemory, mappings: list[Mapping], length: int
+) -> list[Batch | Fill]:
+    note = f"{record.kind} {record.name}"
+    fresh, cell = Cell("fresh"), Cell(f"object{index}")
+    build.object_cells[index] = cell
+    make = Batch(f"make {note}")
+    if record.kind == "memfd":
+        flags = MFD_CLOEXEC | (0 if record.seals == SEAL_SEAL else MFD_ALLOW_SEALING)
+        make.call("memfd_create", record.name.encode() + b"\0", flags, store=fresh, note=note)
+    else:
+        path = _free_name(record.name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        make.call("openat", AT_FDCWD, path, flags, 0o600, store=fresh, note=note)
+        make.call("unlinkat", AT_FDCWD, path, 0, note=note)
+    make.call("fcntl", fresh, F_DUPFD_CLOEXEC, build.high, store=cell)
+    make.call("close", fresh)
+    make.call("ftruncate", cell, record.size, note=note)
+    make.call("fchmod", cell, record.mode or 0o600, note=note)
+    shared = MAP_SHARED | MAP_FIXED_NOREPLACE
+    make.call("mmap", build.hole, length, PROT_READ | PROT_WRITE, shared, cell, 0, note=note)
+    place = Batch(f"map {note}")
+    place.call("munmap", build.hole, length)
+    for mapping in mappings:
+        if not mapping.shared or "mw" in mapping.flags:
+            _map(place, mapping, cell, note)
+    if record.kind == "memfd" and record.seals & ~SEAL_SEAL:
+        place.call("fcntl", cell, F_ADD_SEALS, record.seals, note=note)
+    readers = [m for m in mappings if m.shared and "mw" not in m.flags]
+    if readers:
+        reader = reopen(build, place, cell, os.O_RDONLY, note)
+        for mapping in readers:
+            _map(place, mapping, reader, note)
+        place.call("close", reader)
+    return [make, Fill(note, record.content, build.hole), place]
+
+
+def _map(batch: Batch, mapping: Mapping, descriptor: Cell, note: str) -> None:
+    protection = mapping.protection
+    if not mapping.shared and "ac" in mapping.flags:
+        protection |= PROT_WRITE
+    batch.call(
+        "mmap",
+        mapping.start,
+        mapping.end - mapping.start,
+        protection,
+        (MAP_SHARED if mapping.shared else MAP_PRIVATE) | MAP_FIXED_NOREPLACE,
+        descriptor,
+        mapping.offset,
+        note=f"{note} at {mapping.start:#x}",
+    )
+
+
+def reopen(build: Build, batch: Batch, cell: Cell, flags: int, note: str) -> Cell:
+    """A new description of an object, through a number that is known when the batch is made."""
+    number = build.high - 1
+    fresh = Cell("reopened")
+    batch.call("dup3", cell, number, os.O_CLOEXEC, note=note)
+    path = f"/proc/self/fd/{number}\0".encode()
+    batch.call("openat", AT_FDCWD, path, flags, store=fresh, note=note)
+    batch.call("close", number)
+    return fresh
+
+
+def _free_name(path: str) -> bytes:
+    """The deleted file's own path if nothing stands there now, else one beside it."""
+    if os.path.lexists(path):
+        path += f".{secrets.token_hex(8)}"
+    return os.fsencode(path) + b"\0"
+
+

@@ -1,0 +1,80 @@
+"""Signal actions and queues.
+
+``struct kernel_sigaction`` is kept as the kernel's bytes. A queued signal is put back with its
+``siginfo_t`` by the process itself: only to itself may a process queue signals that look like the
+kernel's (rt_sigqueueinfo(2)). What is blocked then stays pending.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from snapkernel.arch import Architecture
+from snapkernel.freeze import tracing
+from snapkernel.freeze.agent import Agent
+from snapkernel.freeze.batch import Batch, Space
+from snapkernel.model import PendingSignal
+from snapkernel.resources.context import Build, Capture
+
+MASK_SIZE = 8
+LAST = 64
+_FIXED = (signal.SIGKILL, signal.SIGSTOP)
+
+
+def capture_actions(agent: Agent, architecture: Architecture) -> dict[int, bytes]:
+    """The action of every signal that has one."""
+    batch = Batch("ask for signal actions")
+    spaces = {}
+    for number in range(1, LAST + 1):
+        if number not in _FIXED:
+            spaces[number] = Space(bytes(architecture.sigaction_size))
+            batch.call("rt_sigaction", number, 0, spaces[number], MASK_SIZE)
+    agent.run(batch)
+    return {number: space.data for number, space in spaces.items() if any(space.data)}
+
+
+def capture_pending(capture: Capture) -> tuple[PendingSignal, ...]:
+    """Signals queued to the process."""
+    assert capture.target is not None
+    return tracing.pending_signals(capture.target.leader, shared=True)
+
+
+def refuse_pending_trap(capture: Capture) -> None:
+    """A SIGTRAP on its way cannot be told from the agent's own."""
+    target = capture.target
+    assert target is not None
+    queues = [tracing.pending_signals(target.leader, shared=True)]
+    queues += [tracing.pending_signals(tid, shared=False) for tid in target.tids]
+    if any(entry.signal == signal.SIGTRAP for queue in queues for entry in queue):
+        capture.refuse("pending signal SIGTRAP", "is used by the freezer itself", "try again")
+
+
+# --- rebuild -----------------------------------------------------------------------------------
+
+
+def rebuild_actions(build: Build, architecture: Architecture) -> Batch:
+    """All actions, the default ones too: the stub may have inherited ignored signals."""
+    batch = Batch("set signal actions")
+    default = bytes(architecture.sigaction_size)
+    for number in range(1, LAST + 1):
+        if number not in _FIXED:
+            action = build.process.actions.get(number, default)
+            batch.call("rt_sigaction", number, action, 0, MASK_SIZE, note=f"signal {number}")
+    return batch
+
+
+def queue(batch: Batch, pid: int, tid: int, pending: Sequence[PendingSignal]) -> None:
+    """Queue a thread's own signals."""
+    for entry in pending:
+        note = f"pending signal {entry.signal}"
+        batch.call("rt_tgsigqueueinfo", pid, tid, entry.signal, entry.info, note=note)
+
+
+def rebuild_pending(build: Build) -> Batch:
+    """Queue the signals of the process."""
+    batch = Batch("queue pending signals")
+    for entry in build.process.pending:
+        note = f"pending signal {entry.signal}"
+        batch.call("rt_sigqueueinfo", build.process.pid, entry.signal, entry.info, note=note)
+    return batch

@@ -1,0 +1,66 @@
+"""Socket options that a program may have set (socket(7), tcp(7), ipv6(7)), as the kernel's bytes."""
+
+from __future__ import annotations
+
+import socket
+
+from snapkernel.freeze.batch import Batch, Cell
+
+Option = tuple[int, int, bytes]
+
+_GENERIC = (
+    socket.SO_REUSEADDR,
+    15,  # SO_REUSEPORT
+    socket.SO_KEEPALIVE,
+    socket.SO_OOBINLINE,
+    socket.SO_LINGER,
+    socket.SO_RCVTIMEO,
+    socket.SO_SNDTIMEO,
+    16,  # SO_PASSCRED
+)
+_TCP = (
+    socket.TCP_NODELAY,
+    socket.TCP_KEEPIDLE,
+    socket.TCP_KEEPINTVL,
+    socket.TCP_KEEPCNT,
+    socket.TCP_USER_TIMEOUT,
+    socket.TCP_DEFER_ACCEPT,
+)
+_LONGEST = 16
+
+
+def _wanted(end: socket.socket) -> list[tuple[int, int]]:
+    wanted = [(socket.SOL_SOCKET, option) for option in _GENERIC]
+    if end.family in (socket.AF_INET, socket.AF_INET6) and end.type & 15 == socket.SOCK_STREAM:
+        wanted += [(socket.IPPROTO_TCP, option) for option in _TCP]
+    if end.family == socket.AF_INET6:
+        wanted.append((socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+    return wanted
+
+
+_defaults: dict[tuple[int, int], frozenset[Option]] = {}
+
+
+def _read(end: socket.socket) -> list[Option]:
+    found = []
+    for level, option in _wanted(end):
+        try:
+            found.append((level, option, end.getsockopt(level, option, _LONGEST)))
+        except OSError:
+            continue
+    return found
+
+
+def capture(end: socket.socket) -> tuple[Option, ...]:
+    """The options that differ from those of a new socket."""
+    kind = (int(end.family), int(end.type) & 15)
+    if kind not in _defaults:
+        with socket.socket(*kind) as fresh:
+            _defaults[kind] = frozenset(_read(fresh))
+    return tuple(option for option in _read(end) if option not in _defaults[kind])
+
+
+def rebuild(batch: Batch, cell: Cell, options: tuple[Option, ...], note: str) -> None:
+    """Set them again."""
+    for level, option, value in options:
+        batch.call("setsockopt", cell, level, option, value, len(value), check=False, note=note)

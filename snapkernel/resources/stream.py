@@ -1,0 +1,77 @@
+"""Streams to the world outside: a terminal, a pipe to the process that started the kernel, a log
+file that cannot be opened again.
+
+Their other end cannot be saved. The restorer gives the process new ones, and they are matched by
+description, never by number: ipykernel moves its standard streams away and puts pipes of its own
+in their place.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+
+from snapkernel.constants import F_SETFL
+from snapkernel.freeze.batch import Batch
+from snapkernel.model import Stream
+from snapkernel.resources import pipe
+from snapkernel.resources.context import Build, Capture
+from snapkernel.resources.open_file import OpenFile, Table
+
+RECORDS = (Stream,)
+
+
+def is_stream(capture: Capture, file: OpenFile, table: Table) -> bool:
+    """Comes back as a new stream."""
+    mode = file.status.st_mode
+    if stat.S_ISCHR(mode):
+        return file.link.startswith(("/dev/pts/", "/dev/tty", "/dev/console")) or os.isatty(
+            file.descriptor
+        )
+    if stat.S_ISSOCK(mode):
+        return _is_foreign_pair(file, table)
+    if file.is_regular and file.status.st_nlink:
+        return min(file.numbers) <= 2 and not _can_open(capture, file)
+    return pipe.is_external(file, table)
+
+
+def _can_open(capture: Capture, file: OpenFile) -> bool:
+    """We may open the file by its path as the process has it open."""
+    wanted = (os.R_OK if file.readable else 0) | (os.W_OK if file.writable else 0)
+    try:
+        return os.access(f"/proc/{capture.pid}/root{file.link}", wanted, effective_ids=True)
+    except OSError:
+        return False
+
+
+def _is_foreign_pair(file: OpenFile, table: Table) -> bool:
+    """One of the standard streams, connected to a socket without a name outside: how some
+    programs start others."""
+    if min(file.numbers) > 2:
+        return False
+    with socket.socket(fileno=os.dup(file.descriptor)) as end:
+        return end.family == socket.AF_UNIX and not end.getsockname()
+
+
+def capture(capture: Capture, file: OpenFile, table: Table) -> Stream:
+    """Input when it can only be read; the first other description is output, the next error."""
+    if not file.writable:
+        number = 0
+    elif min(file.numbers) <= 2:
+        number = min(file.numbers)
+    else:
+        taken = sum(isinstance(d, Stream) and d.stream > 0 for d in capture.descriptions)
+        number = min(1 + taken, 2)
+    capture.report(
+        file.subject, "replaced", f"leads outside; comes back as standard stream {number}"
+    )
+    return Stream(flags=file.flags, stream=number, was=file.link)
+
+
+def create(build: Build, batch: Batch, record: Stream, index: int) -> None:
+    """The stream was inherited by the stub; it only gets its flags."""
+    build.cells[index] = build.stream_cells[record.stream]
+    flags = record.flags & (os.O_APPEND | os.O_NONBLOCK)
+    if flags & os.O_NONBLOCK:
+        batch.call("fcntl", build.cells[index], F_SETFL, flags, check=False, note="stream")

@@ -1,0 +1,173 @@
+"""Threads: registers, and what the kernel keeps for each of them.
+
+From outside come registers, signal mask, pending signals, robust futex list (get_robust_list(2)),
+rseq registration (ptrace(2), PTRACE_GET_RSEQ_CONFIGURATION) and scheduling. Only the thread itself
+can be asked for its clear_child_tid address, alternate stack and parent-death signal.
+
+A thread stopped inside a restartable sequence (rseq(2)) would find it aborted by the kernel when it
+goes on; running the agent in it makes the kernel forget the sequence, so its abort is done here.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+
+from snapkernel import procfs
+from snapkernel.arch import Architecture
+from snapkernel.constants import (
+    CLONE_FILES,
+    CLONE_FS,
+    CLONE_SIGHAND,
+    CLONE_SYSVSEM,
+    CLONE_THREAD,
+    CLONE_VM,
+    PR_GET_PDEATHSIG,
+    PR_GET_TID_ADDRESS,
+    PR_SET_NAME,
+    PR_SET_PDEATHSIG,
+    SS_DISABLE,
+)
+from snapkernel.errors import TargetError
+from snapkernel.freeze import tracing
+from snapkernel.freeze.agent import Agent
+from snapkernel.freeze.batch import Batch, Space, Words
+from snapkernel.freeze.target import Target
+from snapkernel.model import Scheduling, Thread
+from snapkernel.resources import signals
+from snapkernel.resources.context import Build
+
+_RSEQ_CS = struct.Struct("=IIQQQ")  # version, flags, start, length, abort
+_RESET_ON_FORK = 0x40000000
+
+
+def leave_sequences(target: Target, architecture: Architecture) -> None:
+    """Move threads that are inside a restartable sequence to its abort handler, as the kernel
+    does with a thread that it preempts there."""
+    for tid in target.tids:
+        registration = tracing.rseq(tid)
+        if registration is None:
+            continue
+        (sequence,) = struct.unpack("=Q", target.memory.read(registration.address + 8, 8))
+        if not sequence:
+            continue
+        _, _, start, length, abort = _RSEQ_CS.unpack(target.memory.read(sequence, _RSEQ_CS.size))
+        at = architecture.program_counter(target.registers[tid])
+        if start <= at < start + length:
+            moved = architecture.with_program_counter(target.registers[tid], abort)
+            target.registers[tid] = moved
+            tracing.set_registers(tid, moved)
+
+
+def capture(target: Target, agent: Agent, architecture: Architecture) -> Iterator[Thread]:
+    """Every thread, the leader first."""
+    size = architecture.word_size
+    for tid in target.tids:
+        ask = Batch(f"ask thread {tid}")
+        address, death = Space(bytes(8)), Space(bytes(4))
+        stack = Space(bytes(architecture.stack_size))
+        knows_address = ask.call("prctl", PR_GET_TID_ADDRESS, address, check=False)
+        ask.call("prctl", PR_GET_PDEATHSIG, death)
+        ask.call("sigaltstack", 0, stack)
+        agent.run(ask, tid)
+        if knows_address.result != 0:
+            raise TargetError(
+                f"thread {tid}",
+                "the kernel does not tell its clear_child_tid address",
+                "boot a kernel with CONFIG_CHECKPOINT_RESTORE",
+            )
+        status = procfs.status(target.pid, tid)
+        registers = target.registers[tid]
+        yield Thread(
+            tid=procfs.innermost(status["NSpid"]),
+            name=procfs.text(f"/proc/{target.pid}/task/{tid}/comm").removesuffix("\n"),
+            registers=architecture.resumable(registers, target.memory.read),
+            vector=architecture.get_vector(tid),
+            system_call=architecture.interrupted_call(registers),
+            signal_mask=target.masks[tid],
+            pending=tracing.pending_signals(tid, shared=False),
+            robust_list=tracing.robust_list(tid),
+            clear_child_tid=int.from_bytes(address.data[:size], architecture.byte_order),  # type: ignore[arg-type]
+            rseq=tracing.rseq(tid),
+            alternate_stack=stack.data,
+            parent_death_signal=int.from_bytes(death.data, architecture.byte_order),  # type: ignore[arg-type]
+            scheduling=Scheduling(
+                policy=os.sched_getscheduler(tid) & ~_RESET_ON_FORK,
+                nice=os.getpriority(os.PRIO_PROCESS, tid),
+                priority=os.sched_getparam(tid).sched_priority,
+                processors=tuple(sorted(os.sched_getaffinity(tid))),
+            ),
+        )
+
+
+# --- rebuild -----------------------------------------------------------------------------------
+
+
+def rebuild_threads(build: Build) -> Batch:
+    """Make the other threads, with the tids they had (clone3(2), set_tid, Linux 5.5). They are
+    traced from birth and stop before their first instruction."""
+    batch = Batch("make threads")
+    flags = (
+        CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM
+    )
+    for thread in build.process.threads[1:]:
+        tid = struct.pack("=i", thread.tid)
+        arguments = Words((flags, 0, 0, 0, 0, 0, 0, 0, tid, 1, 0))
+        batch.call("clone3", arguments, 11 * 8, note=f"thread {thread.tid}")
+    return batch
+
+
+def rebuild_thread(build: Build, thread: Thread, architecture: Architecture) -> Batch:
+    """What only the thread itself can set. Its signals are all blocked meanwhile."""
+    batch = Batch(f"thread {thread.tid} ({thread.name})")
+    note = f"thread {thread.tid}"
+    batch.call("set_tid_address", thread.clear_child_tid, note=note)
+    if thread.robust_list[0]:
+        batch.call("set_robust_list", *thread.robust_list, note=note)
+    if thread.rseq is not None:
+        rseq = thread.rseq
+        batch.call("rseq", rseq.address, rseq.size, rseq.flags, rseq.signature, note=note)
+    pointer, flags, size = _stack(thread.alternate_stack, architecture)
+    if not flags & SS_DISABLE:
+        batch.call("sigaltstack", _pack_stack(pointer, flags & ~1, size, architecture), 0, note=note)
+    name = os.fsencode(thread.name)[:15] + b"\0"
+    batch.call("prctl", PR_SET_NAME, name, note=note)
+    _schedule(build, batch, thread, note)
+    signals.queue(batch, build.process.pid, thread.tid, thread.pending)
+    if thread.parent_death_signal:
+        batch.call("prctl", PR_SET_PDEATHSIG, thread.parent_death_signal, note=note)
+    return batch
+
+
+def _stack(raw: bytes, architecture: Architecture) -> tuple[int, int, int]:
+    """``stack_t``: pointer, flags, size."""
+    word = "Q" if architecture.word_size == 8 else "I"
+    pad = "4x" if architecture.word_size == 8 else ""
+    fields: tuple[int, int, int] = struct.unpack(f"={word}i{pad}{word}", raw)
+    return fields
+
+
+def _pack_stack(pointer: int, flags: int, size: int, architecture: Architecture) -> bytes:
+    word = "Q" if architecture.word_size == 8 else "I"
+    pad = "4x" if architecture.word_size == 8 else ""
+    return struct.pack(f"={word}i{pad}{word}", pointer, flags, size)
+
+
+def _schedule(build: Build, batch: Batch, thread: Thread, note: str) -> None:
+    """Processors that this host has, policy and nice value; what is forbidden here is noted."""
+    wanted = thread.scheduling
+    here = os.sched_getaffinity(0)
+    processors = here.intersection(wanted.processors)
+    # A thread that could run on all processors of its host may run on all of this one.
+    if processors and wanted.processors != tuple(range(len(wanted.processors))):
+        mask = bytearray(128)
+        for processor in processors:
+            if processor < 1024:
+                mask[processor // 8] |= 1 << processor % 8
+        batch.call("sched_setaffinity", 0, len(mask), bytes(mask), note=note)
+    if wanted.policy:
+        parameters = struct.pack("=i", wanted.priority)
+        batch.call("sched_setscheduler", 0, wanted.policy, parameters, check=False, note=note)
+    if wanted.nice != os.getpriority(os.PRIO_PROCESS, 0):
+        batch.call("setpriority", 0, 0, wanted.nice & 0xFFFFFFFF, check=False, note=note)

@@ -1,0 +1,122 @@
+"""Interval timers (setitimer(2)) and POSIX timers (timer_create(2)).
+
+``/proc/PID/timers`` (Linux 3.10) lists the latter; how long each has to go only the process can
+ask. Ids come back by PR_TIMER_CREATE_RESTORE_IDS (Linux 6.15), or, before that, by making and
+deleting timers until the kernel's counter has reached the id. All are armed last.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from snapkernel import procfs
+from snapkernel._native import lib
+from snapkernel.constants import PR_TIMER_CREATE_RESTORE_IDS
+from snapkernel.freeze.agent import Agent
+from snapkernel.freeze.batch import Batch, Space
+from snapkernel.model import PosixTimer
+from snapkernel.resources.context import Build, Capture
+
+SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
+_NOTIFY = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
+_GET = 2
+CLOCK_MONOTONIC = 1
+_NOBODY = struct.pack("=QiiI", 0, 0, SIGEV_NONE, 0) + bytes(44)
+
+
+def capture_interval_timers(agent: Agent) -> tuple[bytes, ...]:
+    """``struct itimerval`` of ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF."""
+    batch = Batch("ask for interval timers")
+    spaces = [Space(bytes(32)) for _ in range(3)]
+    for which, space in enumerate(spaces):
+        batch.call("getitimer", which, space)
+    agent.run(batch)
+    return tuple(space.data for space in spaces)
+
+
+def capture_timers(capture: Capture, agent: Agent) -> tuple[PosixTimer, ...]:
+    """The timers of timer_create(2)."""
+    listed = _listed(capture.pid)
+    batch = Batch("ask for POSIX timers")
+    settings = [Space(bytes(32)) for _ in listed]
+    overruns = []
+    for entry, setting in zip(listed, settings, strict=True):
+        batch.call("timer_gettime", int(entry["ID"]), setting)
+        overruns.append(batch.call("timer_getoverrun", int(entry["ID"]), check=False))
+    agent.run(batch)
+    found = []
+    for entry, setting, overrun in zip(listed, settings, overruns, strict=True):
+        signal, _, value = entry["signal"].partition("/")
+        notify, _, target = entry["notify"].partition("/")
+        thread = int(target.partition(".")[2] or 0) if target.startswith("tid") else 0
+        found.append(
+            PosixTimer(
+                id=int(entry["ID"]),
+                clock=int(entry["ClockID"]),
+                signal=int(signal),
+                value=int(value, 16),
+                notify=_NOTIFY[notify] | (SIGEV_THREAD_ID if thread else 0),
+                thread=_inner_tid(capture.pid, thread) if thread else 0,
+                setting=setting.data,
+                overrun=max(overrun.result or 0, 0),
+            )
+        )
+    return tuple(found)
+
+
+def _inner_tid(pid: int, tid: int) -> int:
+    return procfs.innermost(procfs.status(pid, tid)["NSpid"])
+
+
+def _listed(pid: int) -> list[dict[str, str]]:
+    entries: list[dict[str, str]] = []
+    for line in procfs.text(f"/proc/{pid}/timers").splitlines():
+        key, _, value = line.partition(": ")
+        if key == "ID":
+            entries.append({})
+        entries[-1][key] = value.strip()
+    return entries
+
+
+# --- rebuild -----------------------------------------------------------------------------------
+
+
+def rebuild_timers(build: Build) -> list[Batch]:
+    """Make the timers with their ids, without arming them."""
+    timers = sorted(build.process.timers, key=lambda timer: timer.id)
+    if not timers:
+        return []
+    batch = Batch("make POSIX timers")
+    exact = lib.sk_prctl(PR_TIMER_CREATE_RESTORE_IDS, _GET) >= 0
+    if exact:
+        batch.call("prctl", PR_TIMER_CREATE_RESTORE_IDS, 1)
+    following = 0
+    for timer in timers:
+        note = f"timer {timer.id}"
+        if not exact:
+            for number in range(following, timer.id):
+                batch.call("timer_create", CLOCK_MONOTONIC, _NOBODY, Space(bytes(4)), note=note)
+                batch.call("timer_delete", number, note=note)
+        wanted = Space(struct.pack("=i", timer.id))
+        batch.call("timer_create", timer.clock, _sigevent(timer), wanted, note=note)
+        following = timer.id + 1
+    if exact:
+        batch.call("prctl", PR_TIMER_CREATE_RESTORE_IDS, 0)
+    return [batch]
+
+
+def _sigevent(timer: PosixTimer) -> bytes:
+    """``struct sigevent``: value, signal, notify, thread id, padding to 64 bytes."""
+    head = struct.pack("=QiiI", timer.value, timer.signal, timer.notify, timer.thread)
+    return head + bytes(64 - len(head))
+
+
+def arm(build: Build) -> Batch:
+    """Set all timers going with the time that they had left."""
+    batch = Batch("arm timers")
+    for timer in build.process.timers:
+        batch.call("timer_settime", timer.id, 0, timer.setting, 0, note=f"timer {timer.id}")
+    for which, setting in enumerate(build.process.interval_timers):
+        if any(setting):
+            batch.call("setitimer", which, setting, 0, note=f"interval timer {which}")
+    return batch
