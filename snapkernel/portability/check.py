@@ -1,0 +1,86 @@
+"""What must be the same on the host of a restore; every mismatch is listed at once."""
+
+from __future__ import annotations
+
+import os
+
+from snapkernel import arch, procfs
+from snapkernel.errors import CannotRestore, Finding
+from snapkernel.model import CharacterDevice, FileIdentity, Manifest, RegularFile
+
+
+def mismatches(manifest: Manifest) -> list[Finding]:
+    """Everything on this host that is not as the snapshot needs it."""
+    host = manifest.host
+    found: list[Finding] = []
+
+    def mismatch(object: str, reason: str, remedy: str) -> None:
+        found.append(Finding(object, "refused", reason, remedy))
+
+    machine = os.uname().machine
+    if arch.MACHINES.get(machine) != host.architecture:
+        mismatch(
+            f"architecture {host.architecture}",
+            f"this host is {machine}",
+            f"restore on a host that is {host.machine}",
+        )
+        return found
+    page_size = os.sysconf("SC_PAGESIZE")
+    if page_size != host.page_size:
+        mismatch(
+            "page size",
+            f"{host.page_size} bytes there, {page_size} here",
+            "boot a kernel with the same page size",
+        )
+    missing = set(host.cpu_features) - set(arch.native().cpu_features())
+    if missing:
+        mismatch(
+            f"processor features {', '.join(sorted(missing))}",
+            "this processor does not have them, and the program may use them",
+            "restore on a processor that has them",
+        )
+    for file in manifest.files:
+        reason = _changed(file)
+        if reason:
+            mismatch(f"file {file.path}", reason, "install the same version at the same path")
+    for description in manifest.descriptions:
+        if isinstance(description, RegularFile):
+            path = description.file.path
+        elif isinstance(description, CharacterDevice):
+            path = description.path
+        else:
+            continue
+        if not os.path.exists(path):
+            mismatch(f"file {path}", "is open in the snapshot and not here", "put it there")
+    directory = manifest.processes[0].working_directory
+    if not os.path.isdir(directory):
+        mismatch(f"working directory {directory}", "is not there", "make it")
+    return found
+
+
+def _changed(file: FileIdentity) -> str:
+    """Why a mapped file is not the one of the snapshot; empty when it is."""
+    try:
+        status = os.stat(file.path)
+    except OSError as error:
+        return f"is mapped in the snapshot and cannot be opened here: {error.strerror}"
+    if status.st_size != file.size:
+        return f"has {status.st_size} bytes here, {file.size} in the snapshot"
+    if status.st_mtime_ns == file.mtime_ns:
+        return ""
+    if file.build_id:
+        same = procfs.build_id(file.path) == file.build_id
+        return "" if same else "has another build id than in the snapshot"
+    return "was modified since the snapshot was taken"
+
+
+def refuse_mismatches(manifest: Manifest) -> None:
+    """Raise all mismatches as one error.
+
+    Raises:
+        CannotRestore: there is one.
+    """
+    found = mismatches(manifest)
+    if found:
+        reason = "; ".join(f"{finding.object}: {finding.reason}" for finding in found)
+        raise CannotRestore(f"snapshot {manifest.id}", reason, found[0].remedy, found)

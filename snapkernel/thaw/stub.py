@@ -1,0 +1,153 @@
+"""The empty process that a restore starts from, in namespaces of its own.
+
+``kernel-init`` (``native/kernel_init.c``) makes the namespaces and the process; it is seized while
+it waits, so that it stops at the end of its execve(2), before its first instruction. With
+``PTRACE_O_EXITKILL`` it dies with us, and its namespace with it: nothing half-built stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from snapkernel import procfs
+from snapkernel.errors import CannotRestore, UnsupportedHost
+from snapkernel.freeze import tracing
+from snapkernel.freeze.agent import LIBEXEC
+from snapkernel.freeze.target import Target
+from snapkernel.model import Clocks, Process
+
+_OPTIONS = (
+    tracing.O_TRACESYSGOOD | tracing.O_TRACECLONE | tracing.O_TRACEEXEC | tracing.O_EXITKILL
+)
+_CREDENTIALS = struct.Struct("=3i")
+_SECOND = 1_000_000_000
+CAP_SYS_ADMIN = 21
+
+
+@dataclass
+class Stub:
+    """The stopped empty process.
+
+    Attributes:
+        target: it.
+        parent: the kernel-init on our side; it ends with the status of the process.
+        init_pid: pid 1 of the namespace, on this host.
+        user_namespace: it has a user namespace of its own.
+    """
+
+    target: Target
+    parent: subprocess.Popen[bytes]
+    init_pid: int
+    user_namespace: bool
+
+    def destroy(self) -> None:
+        """End everything in the namespace."""
+        for pid in (self.target.pid, self.init_pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.target.kill()
+        self.parent.wait()
+
+
+def needs_user_namespace() -> bool:
+    """We lack CAP_SYS_ADMIN, without which only a new user namespace lets us make the others."""
+    return not int(procfs.status(os.getpid())["CapEff"], 16) >> CAP_SYS_ADMIN & 1
+
+
+def has_time_namespaces() -> bool:
+    """time_namespaces(7), Linux 5.6 with CONFIG_TIME_NS."""
+    return os.path.exists("/proc/self/ns/time_for_children")
+
+
+def spawn(process: Process, clocks: Clocks, streams: Sequence[int]) -> Stub:
+    """Make the namespaces and the stub; the clocks in them go on from ``clocks``.
+
+    Raises:
+        UnsupportedHost: the kernel does not let us make them.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        own = needs_user_namespace()
+        parent = subprocess.Popen(
+            _command(process, clocks, theirs.fileno(), streams, own),
+            pass_fds=(theirs.fileno(), *streams),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        try:
+            init = _expect(ours, b"init")
+            pid = _expect(ours, b"stub")
+            result = tracing.request(tracing.SEIZE, pid, 0, _OPTIONS)
+            assert result == 0
+            ours.send(b"x")
+            _run_to_end_of_exec(pid)
+        except BaseException:
+            ours.close()
+            parent.kill()
+            parent.wait()
+            raise
+    return Stub(Target(pid, [pid]), parent, init, own)
+
+
+def _command(
+    process: Process, clocks: Clocks, control: int, streams: Sequence[int], own: bool
+) -> list[str]:
+    command = [str(LIBEXEC / "kernel-init"), "--control", str(control)]
+    for name in ("pid", "ppid", "sid", "pgid"):
+        command += [f"--{name}", str(getattr(process, name))]
+    credentials = process.credentials
+    if own:
+        command += ["--uid-map", f"{credentials.uids[0]} {os.geteuid()}"]
+        command += ["--gid-map", f"{credentials.gids[0]} {os.getegid()}"]
+    command += ["--bounding", f"{credentials.capabilities[3]:x}"]
+    if has_time_namespaces():
+        command += ["--monotonic", _offset(clocks.monotonic_ns, time.CLOCK_MONOTONIC, "monotonic")]
+        command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
+    for stream in sorted(set(streams)):
+        command += ["--keep", str(stream)]
+    return [*command, str(LIBEXEC / "stub")]
+
+
+def _offset(wanted: int, clock: int, name: str) -> str:
+    """Seconds and nanoseconds, the latter never negative, to add to the host's clock."""
+    from snapkernel.freeze.capture import _offsets
+
+    host = time.clock_gettime_ns(clock) - _offsets(os.getpid()).get(name, 0)
+    seconds, nanoseconds = divmod(wanted - host, _SECOND)
+    return f"{seconds} {nanoseconds}"
+
+
+def _expect(control: socket.socket, word: bytes) -> int:
+    """Wait for a message; the pid of its sender, translated by the kernel."""
+    message, ancillary, _, _ = control.recvmsg(512, socket.CMSG_SPACE(_CREDENTIALS.size))
+    for level, kind, data in ancillary:
+        if message == word and (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return int(_CREDENTIALS.unpack(data)[0])
+    text = message.decode(errors="replace").removeprefix("error ") or "it ended"
+    raise UnsupportedHost(
+        "namespaces for the restored process",
+        f"kernel-init failed: {text}",
+        "`snapkernel doctor` says what this host allows",
+    )
+
+
+def _run_to_end_of_exec(pid: int) -> None:
+    """At PTRACE_EVENT_EXEC the task is still inside execve: go on to its exit."""
+    while (status := tracing.wait(pid)) >> 16 != tracing.EVENT_EXEC:
+        tracing.request(tracing.CONT, pid)
+    tracing.request(tracing.SYSCALL, pid)
+    status = tracing.wait(pid)
+    if os.WSTOPSIG(status) != signal.SIGTRAP | 0x80:
+        raise CannotRestore("stub", f"stopped unexpectedly (status {status:#x})")
