@@ -1,0 +1,200 @@
+"""A program that holds something a snapshot may not be able to save."""
+
+import ctypes
+import fcntl
+import mmap
+import os
+import select
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "conformance" / "programs"))
+
+from protocol import UnsupportedError, call, expect, main, program
+
+IO_URING_SETUP = 425  # the same number on every architecture (Linux 5.1)
+HUGETLB = 0x40000
+
+
+@program
+def child_process():
+    child = subprocess.Popen(["sleep", "1000"])
+    yield
+    expect("the child's status", child.poll(), None)
+    child.kill()
+    child.wait()
+
+
+@program
+def io_uring():
+    parameters = ctypes.create_string_buffer(120)
+    try:
+        fd = call("syscall", IO_URING_SETUP, 4, ctypes.addressof(parameters))
+    except OSError as error:
+        raise UnsupportedError(f"io_uring: {error.strerror}") from None
+    yield
+    expect("descriptor", os.readlink(f"/proc/self/fd/{fd}"), "anon_inode:[io_uring]")
+
+
+@program
+def inotify():
+    fd = call("inotify_init1", os.O_NONBLOCK)
+    call("inotify_add_watch", fd, b".", 0x100)  # IN_CREATE
+    yield
+    Path("made").touch()
+    expect("reported", select.select([fd], [], [], 30)[0], [fd])
+
+
+@program
+def file_lock():
+    """flock(2): another description cannot take it."""
+    fd = os.open("locked", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+    other = os.open("locked", os.O_RDWR)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    raise AssertionError("the lock is gone")
+
+
+@program
+def record_lock():
+    """fcntl(2), F_SETLK: another process cannot take it."""
+    fd = os.open("locked", os.O_RDWR | os.O_CREAT)
+    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 10)
+    yield
+    child = os.fork()
+    if child == 0:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 10)
+        except OSError:
+            os._exit(0)
+        os._exit(1)
+    expect("the other's status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+
+
+@program
+def pid_descriptor():
+    fd = os.pidfd_open(os.getpid())
+    yield
+    expect("it is our own", select.select([fd], [], [], 0)[0], [])
+
+
+@program
+def unix_listener():
+    server = socket.socket(socket.AF_UNIX)
+    server.bind("listening")
+    server.listen()
+    yield
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(30)
+    client.connect("listening")
+    accepted, _ = server.accept()
+    accepted.sendall(b"hello")
+    expect("received", client.recv(10), b"hello")
+
+
+@program
+def udp_bound():
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.bind(("127.0.0.1", 0))
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    yield
+    sender.sendto(b"hello", receiver.getsockname())
+    receiver.settimeout(30)
+    expect("received", receiver.recv(10), b"hello")
+
+
+@program
+def netlink():
+    link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    link.bind((0, 1))
+    yield
+    expect("groups", link.getsockname()[1], 1)
+
+
+@program
+def fifo():
+    os.mkfifo("named")
+    fd = os.open("named", os.O_RDWR)
+    os.write(fd, b"queued")
+    yield
+    expect("queued", os.read(fd, 100), b"queued")
+
+
+@program
+def terminal():
+    master, slave = os.openpty()
+    os.write(slave, b"queued")
+    yield
+    expect("queued", os.read(master, 100), b"queued")
+
+
+@program
+def huge_page():
+    try:
+        area = mmap.mmap(-1, 2 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | HUGETLB)
+    except OSError as error:
+        raise UnsupportedError(f"MAP_HUGETLB: {error.strerror}") from None
+    area[:4] = b"huge"
+    yield
+    expect("content", area[:4], b"huge")
+
+
+@program
+def descriptor_in_flight():
+    """A descriptor that was sent through a socket and not received yet."""
+    import array
+
+    left, right = socket.socketpair()
+    reader, writer = os.pipe()
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [writer]))
+    left.sendmsg([b"take"], [rights])
+    os.close(writer)
+    yield
+    data, ancillary, _, _ = right.recvmsg(10, socket.CMSG_SPACE(4))
+    expect("message", data, b"take")
+    os.write(array.array("i", ancillary[0][2])[0], b"through")
+    expect("through the passed end", os.read(reader, 10), b"through")
+
+
+@program
+def namespace_of_its_own():
+    """The program has left our mount namespace."""
+    if os.geteuid() != 0:
+        raise UnsupportedError("unshare(2) without privilege")
+    call("unshare", 0x20000)  # CLONE_NEWNS
+    call("mount", b"none", b"/", None, 1 << 14 | 1 << 18, None)  # MS_REC | MS_PRIVATE
+    os.mkdir("mounted")
+    call("mount", b"none", b"mounted", b"tmpfs", 0, None)
+    Path("mounted/file").write_text("inside")
+    yield
+    expect("content", Path("mounted/file").read_text(), "inside")
+
+
+@program
+def no_processes_left():
+    """RLIMIT_NPROC is reached: this process cannot have another child (getrlimit(2))."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    kept = [bytes([number]) * 5000 for number in range(200)]
+    try:
+        child = os.fork()
+    except BlockingIOError:
+        pass
+    else:
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        raise UnsupportedError("RLIMIT_NPROC does not bind a privileged user")
+    yield
+    expect("memory", kept == [bytes([number]) * 5000 for number in range(200)], True)
+
+
+if __name__ == "__main__":
+    main()

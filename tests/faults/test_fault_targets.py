@@ -1,0 +1,218 @@
+"""Processes that cannot be checkpointed: one clear error each, and they live on unharmed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.conformance import PATIENCE, Compiler, Conversation, start
+from support.faults import files, refused
+
+import snapkernel
+from snapkernel.errors import CannotCheckpoint, InvalidName, TargetError
+from snapkernel.store import Store
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+PROGRAM = Path(__file__).parent / "programs" / "holds.py"
+NOBODY = 65534
+
+
+@pytest.fixture
+def empty(store: str) -> Iterator[Path]:
+    """The folder of a store that must stay without snapshots."""
+    folder = Path(store.removeprefix("file://"))
+    yield folder
+    assert not {name for name in files(folder) if name != "config"}, files(folder)
+
+
+def holding(what: str, folder: Path) -> Conversation:
+    return start([sys.executable, str(PROGRAM), what], folder)
+
+
+def test_no_such_process(store: str, empty: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    error = refused(lambda: snapkernel.checkpoint(gone.pid, store=store), TargetError)
+    assert str(gone.pid) in error.object
+
+
+@pytest.mark.parametrize("pid", [0, -1, 1 << 30])
+def test_impossible_pid(pid: int, store: str, empty: Path) -> None:
+    refused(lambda: snapkernel.checkpoint(pid, store=store), TargetError)
+
+
+def test_zombie(store: str, empty: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        error = refused(lambda: snapkernel.checkpoint(ended.pid, store=store), TargetError)
+    finally:
+        assert ended.wait() == 0
+    assert str(ended.pid) in error.object
+
+
+def test_kernel_thread(store: str, empty: Path) -> None:
+    try:
+        name = Path("/proc/2/comm").read_text()
+    except OSError:
+        name = ""
+    if name != "kthreadd\n":
+        pytest.skip("no kernel thread is visible in this pid namespace")
+    error = refused(lambda: snapkernel.checkpoint(2, store=store), TargetError)
+    assert "2" in error.object
+
+
+def test_itself(store: str, empty: Path) -> None:
+    """A process cannot stop itself and go on."""
+    code = (
+        "import os, sys, snapkernel\n"
+        "from snapkernel.errors import TargetError\n"
+        "try: snapkernel.checkpoint(os.getpid(), store=sys.argv[1])\n"
+        "except TargetError as error: print('refused:', error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, store], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stdout.startswith("refused: "), done.stdout + done.stderr
+
+
+def test_under_a_debugger(
+    target: Conversation, compiler: Compiler, store: str, empty: Path
+) -> None:
+    source = Path(__file__).parent / "programs" / "tracer.c"
+    with start([str(compiler.executable(source)), str(target.process.pid)], Path("/")):
+        error = refused(lambda: snapkernel.checkpoint(target.process.pid, store=store), TargetError)
+    assert "trace" in error.reason or "debug" in error.reason, error
+    assert str(target.process.pid) in error.object
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_of_another_user(target: Conversation, tmp_path: Path) -> None:
+    code = (
+        "import sys, snapkernel\n"
+        "try: snapkernel.checkpoint(int(sys.argv[1]), store=sys.argv[2])\n"
+        "except snapkernel.errors.SnapkernelError as error:\n"
+        "    print(type(error).__name__, error.object, error.reason, error.remedy, sep='|')"
+    )
+    folder = f"/var/tmp/snapkernel-never-made-{os.getpid()}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target.process.pid), folder],
+        cwd="/",
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    if "No module named 'snapkernel'" in done.stderr or "Permission denied" in done.stderr:
+        pytest.skip(f"an unprivileged user cannot read {sys.prefix}")
+    kind, named, reason, remedy = done.stdout.rstrip("\n").split("|")
+    assert kind == "TargetError", done.stdout
+    assert str(target.process.pid) in named
+    assert reason
+    assert remedy, "the user could run it as the owner of the process"
+    assert not os.path.exists(folder)
+
+
+@pytest.mark.parametrize("what", ["child_process", "io_uring", "inotify"])
+def test_objects_that_are_refused(what: str, tmp_path: Path, store: str, empty: Path) -> None:
+    """Named by ``explain`` and by ``checkpoint``, before anything is touched."""
+    with holding(what, tmp_path) as process:
+        pid = process.process.pid
+        findings = [f for f in snapkernel.explain(pid) if f.status == "refused"]
+        assert findings, "explain sees nothing in the way"
+        error = refused(lambda: snapkernel.checkpoint(pid, store=store), CannotCheckpoint)
+        assert isinstance(error, CannotCheckpoint)
+        assert {f.object for f in error.findings} == {f.object for f in findings}
+        assert any(what.split("_")[0] in f"{f.object} {f.reason}" for f in findings), findings
+        assert all(f.reason for f in findings)
+        assert process.verdict() == "ok"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "descriptor_in_flight",
+        "fifo",
+        "file_lock",
+        "huge_page",
+        "namespace_of_its_own",
+        "netlink",
+        "pid_descriptor",
+        "record_lock",
+        "terminal",
+        "udp_bound",
+        "unix_listener",
+    ],
+)
+def test_objects_are_kept_or_refused(what: str, tmp_path: Path, store: str) -> None:
+    """Whatever it is, it is never lost in silence."""
+    with holding(what, tmp_path) as process:
+        pid = process.process.pid
+        refusals = [f for f in snapkernel.explain(pid) if f.status == "refused"]
+        if refusals:
+            error = refused(lambda: snapkernel.checkpoint(pid, store=store), CannotCheckpoint)
+            assert isinstance(error, CannotCheckpoint)
+            assert {f.object for f in error.findings} == {f.object for f in refusals}
+            assert process.verdict() == "ok"
+            return
+        snapshot = snapkernel.checkpoint(pid, store=store, stop=True)
+        process.process.wait(timeout=PATIENCE)
+        with Conversation() as copy:
+            copy.hand_over(snapkernel.restore(snapshot, store=store, stdio=copy.theirs))
+            assert copy.verdict() == "ok"
+
+
+@pytest.mark.parametrize(
+    "name", ["../escape", "a/b", "two\nlines", "nul\0", " ", "-option", "x" * 300, "a" * 32]
+)
+def test_invalid_name(name: str, target: Conversation, store: str, empty: Path) -> None:
+    pid = target.process.pid
+    refused(lambda: snapkernel.checkpoint(pid, store=store, name=name), InvalidName)
+
+
+def test_no_room_for_a_child(tmp_path: Path, store: str) -> None:
+    """Where the copy-on-write child cannot be had, the process stands still, and it is said."""
+    tmp_path.chmod(0o777)
+    command = [sys.executable, str(PROGRAM), "no_processes_left"]
+    if os.geteuid() == 0:
+        # A user whom nobody else uses, so that the limit is this process's alone.
+        for folder in [tmp_path, *tmp_path.parents]:
+            if not folder.stat().st_mode & 0o001:
+                folder.chmod(folder.stat().st_mode | 0o001)
+        command = ["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups", *command]
+    with start(command, tmp_path) as process:
+        snapshot = snapkernel.checkpoint(process.process.pid, store=store)
+        assert any("RLIMIT_NPROC" in note or "child" in note for note in snapshot.notes), (
+            snapshot.notes
+        )
+        with Conversation() as copy:
+            copy.hand_over(snapkernel.restore(snapshot, store=store, stdio=copy.theirs))
+            assert copy.verdict() == "ok"
+        assert process.verdict() == "ok"
+
+
+def test_process_that_ends_meanwhile(compiler: Compiler, tmp_path: Path, store: str) -> None:
+    """It was there when the checkpoint was asked for, and is gone before it is safe: either the
+    snapshot was complete by then, or the error names the process."""
+    with start(compiler.command("memory.private_anonymous"), tmp_path) as process:
+
+        def progress(step: str, done: int, total: int) -> None:
+            process.process.kill()
+
+        pid = process.process.pid
+        named = str(pid)
+        try:
+            snapshot = snapkernel.checkpoint(pid, store=store, stop=True, progress=progress)
+        except TargetError as error:
+            named = error.object
+        else:
+            assert Store.open(store).verify(snapshot.id) == []
+        assert str(pid) in named
+        process.process.wait(timeout=PATIENCE)
