@@ -13,7 +13,6 @@ import click
 from snapkernel.commands.options import json_option, snapshot_argument, store_option
 from snapkernel.commands.output import format_seconds, message, print_json
 from snapkernel.commands.progress import progress
-from snapkernel.errors import UnsupportedHost
 
 if TYPE_CHECKING:
     from snapkernel import RestoredProcess
@@ -92,12 +91,8 @@ def command(
     """
     import snapkernel
 
-    if plan and (detach or connection_file):
-        raise click.UsageError("--plan restores nothing: leave --detach and --connection-file away")
-    if lazy:
-        raise UnsupportedHost(
-            "--lazy", "this version of snapkernel restores eagerly only", "leave --lazy away"
-        )
+    if plan and (detach or connection_file or lazy):
+        raise click.UsageError("--plan restores nothing: leave the other options away")
     if plan:
         lines = snapkernel.plan(snapshot, store=store)
         if as_json:
@@ -111,7 +106,7 @@ def command(
         process = snapkernel.restore(
             snapshot,
             store=store,
-            lazy=False,
+            lazy=lazy,
             connection_file=connection_file,
             stdio=None if detach else (0, 2 if as_json else 1, 2),
             progress=report,

@@ -130,7 +130,11 @@ def listeners(build: Build) -> list[tuple[int, TcpListener]]:
 
 
 def bind(build: Build, batch: Batch, index: int, record: TcpListener, port: int) -> None:
-    """One listener's bind and listen."""
+    """One listener's bind and listen; another port than its own needs another socket, as the
+    first one is bound by now."""
+    if port != record.port:
+        batch.call("close", build.cells[index])
+        inet_socket.create(build, batch, record, index)
     inet_socket.bind(build, batch, index, record, port)
     inet_socket.listen(build, batch, index, record)
 

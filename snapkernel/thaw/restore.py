@@ -356,7 +356,7 @@ class _Thaw:
             batch = Batch("listen")
             descriptors.bind(build, batch, step.index, step.listener, port)
             self.agent.run(batch)
-            bound, listening = (call.result for call in batch.calls)
+            bound, listening = (call.result for call in batch.calls[-2:])
             if bound == 0 and listening == 0:
                 return
             failure = -(bound or listening or 0)

@@ -113,7 +113,7 @@ def test_a_store_that_is_not_there_is_not_made(verb: str, tmp_path: Path) -> Non
 
 
 def test_lazy_restore_is_refused_with_a_remedy(store: str) -> None:
-    assert "leave --lazy away" in failure(run("restore", "a", "--lazy", "--store", store))
+    assert "restore eagerly" in failure(run("restore", "a", "--lazy", "--store", store))
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
