@@ -129,8 +129,7 @@ static void keep_one_capability(void) {
   struct __user_cap_data_struct data[CAP_WORDS];
   if (syscall(SYS_capget, &header, data))
     fail("capget");
-  for (int i = 0; i < CAP_WORDS; i++)
-    data[i].inheritable = data[i].permitted;
+  data[CAP_CHECKPOINT_RESTORE / 32].inheritable |= 1U << CAP_CHECKPOINT_RESTORE % 32;
   if (syscall(SYS_capset, &header, data))
     fail("capset");
   if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_CHECKPOINT_RESTORE, 0, 0))
@@ -155,9 +154,9 @@ __attribute__((noreturn)) static void become_stub(void) {
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
   }
-  drop_bounding_set();
   if (want.uid_map)
-    keep_one_capability();
+    keep_one_capability(); /* while the bounding set still allows it */
+  drop_bounding_set();
   if (write(control, "stub", 4) != 4)
     _exit(111);
   char go;

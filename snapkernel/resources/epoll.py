@@ -53,6 +53,9 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> Epoll:
             )
         )
     capture.saved(file.subject)
+    # The kernel lists them by the addresses of its own structures; an order that means something
+    # makes two dumps of the same process equal.
+    targets.sort(key=lambda target: (target.descriptor, target.description))
     return Epoll(flags=file.flags, targets=tuple(targets))
 
 
