@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +33,7 @@ from snapkernel.commands.progress import progress
 from snapkernel.errors import SnapkernelError
 
 GIB = 1 << 30
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 # The cells: a title and the code. `size` is the number of bytes for arrays.
 CELLS = {
@@ -273,6 +273,11 @@ def local_store(keep: bool) -> Iterator[str | None]:
         yield Path(folder).as_uri()
 
 
+def show_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        console.print(f"  note: {note}", markup=False)
+
+
 def show_numbers(
     snapshot: snapkernel.Snapshot, restored: snapkernel.RestoredProcess, first_cell: float
 ) -> None:
@@ -302,8 +307,7 @@ def demonstrate(gib: float, store: str | None) -> bool:
 
         console.print("[bold]It is checkpointed live.[/]")
         snapshot = checkpoint_live(original, was["pid"], store)
-        for note in snapshot.notes:
-            console.print(f"  note: {note}")
+        show_notes(snapshot.notes)
 
         console.print("[bold]It is killed.[/]")
         original.close()
@@ -316,8 +320,7 @@ def demonstrate(gib: float, store: str | None) -> bool:
         thawed = Notebook(str(restored.connection_file))
         thawed.run("1 + 1")
         first_cell = time.perf_counter() - start
-        for note in restored.notes:
-            console.print(f"  note: {note}")
+        show_notes(note for note in restored.notes if note not in snapshot.notes)
         if thawed.client.session.key != key:
             raise DemoError("the restored kernel has another session key")
         console.print(
