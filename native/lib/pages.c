@@ -75,8 +75,7 @@ void sk_shuffle(const uint8_t *from, uint8_t *to, size_t length, size_t width) {
 }
 
 #define UNSHUFFLE(WIDTH)                                                                           \
-  static void unshuffle##WIDTH(const uint8_t *restrict from, uint8_t *restrict to,                 \
-                               size_t count) {                                                     \
+  static void unshuffle##WIDTH(const uint8_t *restrict from, uint8_t *restrict to, size_t count) { \
     for (size_t start = 0; start < count; start += BLOCK) {                                        \
       size_t end = count - start < BLOCK ? count : start + BLOCK;                                  \
       for (size_t i = start; i < end; i++)                                                         \

@@ -9,7 +9,6 @@ outside unchecked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from snapkernel.errors import StoreError
@@ -83,30 +82,15 @@ class Backend(Protocol):
         """Remove an unfinished upload."""
 
 
-class _Uploading:
-    """Aborts an upload that was not finished."""
-
-    def __init__(self, upload: Upload) -> None:
-        self._upload = upload
-
-    def __enter__(self) -> Upload:
-        return self._upload
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            self._upload.abort()
-
-
 def put(backend: Backend, name: str, parts: Sequence[Buffer], *, exclusive: bool = False) -> None:
     """Write a whole object. Raises StoreError, ExistingObject."""
-    with _Uploading(backend.upload()) as upload:
+    upload = backend.upload()
+    try:
         upload.write(parts)
         upload.finish(name, exclusive=exclusive)
+    except BaseException:
+        upload.abort()
+        raise
 
 
 def get(backend: Backend, name: str, *, offset: int = 0, limit: int) -> bytes:

@@ -51,7 +51,7 @@ from samples import BASE, PAGE, fetched, save
 from snapkernel.errors import StoreError
 from snapkernel.store import Store
 saved = save(Store.open(sys.argv[1], create=True), b"x" * {PAGE})
-subprocess.run(["mount", "-o", "remount,ro", sys.argv[1]], check=True)
+subprocess.run(["mount", "-o", "remount,bind,ro", sys.argv[1]], check=True)
 store = Store.open(sys.argv[1], create=True)
 assert fetched(store, store.load(saved.id), {PAGE}) == b"x" * {PAGE}
 try:
