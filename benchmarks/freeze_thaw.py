@@ -212,10 +212,10 @@ def measure(
     )
 
 
-def structured_ratio(folder: Path) -> float:
+def structured_ratio(folder: Path) -> float | None:
     """How much smaller one gibibyte of structured data is in the store than in memory.
 
-    A kernel without data is stored first, and what it takes is subtracted.
+    A kernel without data is stored first, and what it takes is subtracted. None when it failed.
     """
     stored = []
     for structured in (0, GIB):
@@ -225,6 +225,9 @@ def structured_ratio(folder: Path) -> float:
             tool = Snapkernel(part)
             tool.checkpoint(running)
             stored.append(tool.stored())
+        except WorkerError as error:
+            print(f"failed: structured data: {error}", flush=True)
+            return None
         finally:
             running.kill()
             shutil.rmtree(part)

@@ -97,7 +97,6 @@ def show(results: Results) -> None:
         console.print(
             f"Seen from inside, a kernel that nobody checkpoints pauses {seconds(max(noise))} too."
         )
-    console.print("Of a tool's peak memory, less than the 13 MiB of its launcher cannot be seen.")
     for line in verdicts(results):
         console.print(line, highlight=False, soft_wrap=True)
 

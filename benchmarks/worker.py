@@ -16,10 +16,10 @@ import ctypes
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -52,7 +52,9 @@ def checkpoint_snapkernel(pid: str, store: str) -> Iterator[dict[str, Any]]:
 def restore_snapkernel(store: str, identifier: str) -> Iterator[dict[str, Any]]:
     import snapkernel
 
-    restored = snapkernel.restore(identifier, store=store, lazy=False)
+    with open("/dev/null", "r+b") as nothing:
+        streams = (nothing.fileno(),) * 3
+        restored = snapkernel.restore(identifier, store=store, lazy=False, stdio=streams)
     yield {
         "pid": restored.pid,
         "connection_file": str(restored.connection_file or ""),
@@ -61,15 +63,17 @@ def restore_snapkernel(store: str, identifier: str) -> Iterator[dict[str, Any]]:
     }
     restored.kill()
     restored.wait()
+    if restored.connection_file is not None:
+        restored.connection_file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def checkpoint_criu(images: str, *command: str) -> Iterator[dict[str, Any]]:
-    _run(command)
+    peak = _run(command)
     for path in Path(images).iterdir():  # CRIU leaves the images to the page cache
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    yield {}
+    yield {"peak": peak}
 
 
 @contextlib.contextmanager
@@ -78,26 +82,43 @@ def restore_criu(images: str, *command: str) -> Iterator[dict[str, Any]]:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     pidfile = Path(images) / "restored.pid"
     pidfile.unlink(missing_ok=True)
-    _run((*command, "--pidfile", str(pidfile)))
+    peak = _run((*command, "--pidfile", str(pidfile)))
     pid = int(pidfile.read_text())
-    yield {"pid": pid}
+    yield {"pid": pid, "peak": peak}
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 
 
-def _run(command: tuple[str, ...]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"CRIU failed: {result.stderr.strip()}")
+def _run(command: tuple[str, ...]) -> int:
+    """Run CRIU, and return its peak memory in bytes, looked at until it ends."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    peak = 0
+
+    def look() -> None:
+        nonlocal peak
+        while value := peak_memory(process.pid):
+            peak = value
+            time.sleep(0.005)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    _, message = process.communicate()
+    looking.join()
+    if process.returncode:
+        raise RuntimeError(f"CRIU failed: {message.decode().strip()}")
+    return peak
 
 
-def peak_memory() -> int:
-    """Bytes at most resident in this process, or in one that it started and that has ended."""
-    status = Path("/proc/self/status").read_text()
+def peak_memory(pid: int | str = "self") -> int:
+    """Bytes that were resident at most in a process, 0 when it has ended (proc(5), VmHWM)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
     match = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
-    assert match is not None
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(int(match[1]), children) * 1024
+    return int(match[1]) * 1024 if match else 0
 
 
 def main() -> None:

@@ -315,8 +315,10 @@ def demonstrate(gib: float, store: str | None) -> bool:
 
         console.print(f"[bold]The snapshot is restored:[/] snapkernel restore {snapshot.id}")
         start = time.perf_counter()
-        with progress() as report:
-            restored = snapkernel.restore(snapshot, store=store, progress=report)
+        with progress() as report, open("/dev/null") as nothing:
+            restored = snapkernel.restore(
+                snapshot, store=store, stdio=(nothing.fileno(), 1, 2), progress=report
+            )
         thawed = Notebook(str(restored.connection_file))
         thawed.run("1 + 1")
         first_cell = time.perf_counter() - start
@@ -337,6 +339,8 @@ def demonstrate(gib: float, store: str | None) -> bool:
         if restored is not None:
             restored.kill()
             restored.wait()
+            if restored.connection_file is not None:
+                restored.connection_file.unlink(missing_ok=True)
 
 
 def main() -> int:
