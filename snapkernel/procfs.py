@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from snapkernel.errors import TargetError
 
@@ -63,6 +63,12 @@ def innermost(ids: str) -> int:
     return int(ids.split()[-1])
 
 
+def inner_tid(pid: int, tid: int) -> int:
+    """The id of a thread as it sees it itself (pid_namespaces(7))."""
+    status = read(f"/proc/{pid}/task/{tid}/status")
+    return int(status.partition(b"\nNSpid:")[2].split(b"\n", 1)[0].split()[-1])
+
+
 def children(pid: int) -> list[int]:
     """Processes whose parent is ``pid``, zombies included.
 
@@ -86,8 +92,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-@dataclass(frozen=True)
-class Area:
+class Area(NamedTuple):
     """A line of ``/proc/PID/maps``."""
 
     start: int
@@ -123,7 +128,7 @@ _AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (\S+) (\d+) *(.*
 
 def _area(match: re.Match[str]) -> Area:
     start, end, permissions, offset, device, inode, name = match.groups()
-    name = re.sub(r"\\012", "\n", name)
+    name = name.replace("\\012", "\n")
     return Area(
         int(start, 16), int(end, 16), permissions, int(offset, 16), device, int(inode), name
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import struct
 from collections.abc import Sequence
 from functools import cache
@@ -118,42 +117,46 @@ class Agent:
         target, tid = self.target, self.target.leader
         masked = tuple(argument & (1 << 64) - 1 for argument in arguments)
         number = self.architecture.system_calls[name]
-        if self.live:
-            tracing.set_signal_mask(tid, tracing.BLOCK_ALL)
-        try:
-            tracing.set_registers(
-                tid,
-                self.architecture.for_call(target.registers[tid], self._site, number, masked),
-            )
-            stops = 0
-            while stops < 2:
-                tracing.request(tracing.SYSCALL, tid)
-                status = tracing.wait(tid)
-                if os.WSTOPSIG(status) == signal.SIGTRAP | 0x80:
-                    stops += 1
-                else:
-                    self._other_stop(tid, status)
-            self.system_calls += 1
-            return self.architecture.call_result(tracing.get_registers(tid))
-        finally:
-            if self.live:
-                target.put_back(tid)
+        registers = self.architecture.for_call(target.registers[tid], self._site, number, masked)
+        after = self._execute(tid, registers, system_call=True)
+        self.system_calls += 1
+        return self.architecture.call_result(after)
 
-    def _other_stop(self, tid: int, status: int) -> None:
-        """A stop that is not the one waited for: nothing to do, or an error."""
-        event, number = status >> 16, os.WSTOPSIG(status)
-        if event in (tracing.EVENT_FORK, tracing.EVENT_VFORK, tracing.EVENT_CLONE):
-            message = ffi.new("uint64_t *")
-            tracing.check(lib.sk_event_message(tid, message), tid, "reading the new thread's id")
-            self.born.append(int(message[0]))
-        elif event == tracing.EVENT_STOP:
-            pass  # a group stop, or an interrupt that came late
-        elif number == signal.SIGSTOP:
-            self.target.stop_again = True  # cannot be blocked; delivered again at the end
-        else:
+    def _execute(
+        self, tid: int, registers: bytes, *, system_call: bool = False, room: int = 1
+    ) -> bytes:
+        """Let a thread run with these registers until it has done its errand; the registers that
+        it had then. At most ``room`` children may be born."""
+        target = self.target
+        before, after = target.registers[tid], ffi.new("uint8_t[]", len(registers))
+        born = ffi.new("int[]", room)
+        run_from, before_from = ffi.from_buffer(registers), ffi.from_buffer(before)
+        execution = ffi.new(
+            "struct sk_execution *",
+            {
+                "system_call": system_call,
+                "put_back": self.live,
+                "block": tracing.BLOCK_ALL,
+                "mask": target.masks.get(tid, 0),
+                "run": ffi.cast("uint8_t *", run_from),
+                "before": ffi.cast("uint8_t *", before_from),
+                "size": len(registers),
+                "after": after,
+                "born": born,
+                "room": room,
+            },
+        )
+        result = lib.sk_execute(tid, execution)
+        self.born += ffi.unpack(born, execution.births)
+        if execution.stopped:
+            target.stop_again = True
+        if result == -errno.EPROTO:
             raise TargetError(
-                f"thread {tid}", f"stopped unexpectedly (status {status:#x}) inside the agent"
+                f"thread {tid}",
+                f"stopped unexpectedly (status {execution.status:#x}) inside the agent",
             )
+        tracing.check(result, tid, "running the agent")
+        return bytes(ffi.buffer(after))
 
     def run(self, batch: Batch, tid: int | None = None) -> None:
         """Make the calls of a batch in one thread (the leader by default).
@@ -190,7 +193,7 @@ class Agent:
         if data:
             memory.write(self.base + DATA, bytes(data))
         memory.write(self.base + ELEMENTS, bytes(elements) + b"\xff" * 8)
-        self._execute(tid)
+        self._run_agent(tid, count)
         answer = memory.read(self.base + ELEMENTS, len(elements))
         for index, call in enumerate(calls[:count]):
             *_, result, flags, _ = _ELEMENT.unpack_from(answer, index * _ELEMENT.size)
@@ -247,29 +250,15 @@ class Agent:
             raise TargetError("descriptor table", "has more descriptors than the agent's cells")
         return self.base + CELLS + 4 * self._cells.setdefault(cell, len(self._cells))
 
-    def _execute(self, tid: int) -> None:
+    def _run_agent(self, tid: int, calls: int) -> None:
         """Let a thread run until the agent's trap."""
-        target = self.target
-        registers = target.registers[tid]
-        if self.live:
-            tracing.set_signal_mask(tid, tracing.BLOCK_ALL)
-        try:
-            stack, elements = self.base + CELLS, self.base + ELEMENTS
-            tracing.set_registers(
-                tid, self.architecture.for_agent(registers, self.base, stack, elements)
-            )
-            while True:
-                tracing.request(tracing.CONT, tid)
-                status = tracing.wait(tid)
-                if status >> 16 == 0 and os.WSTOPSIG(status) == signal.SIGTRAP:
-                    break
-                self._other_stop(tid, status)
-            at = self.architecture.program_counter(tracing.get_registers(tid))
-            if not self.base < at <= self.base + len(_code()):
-                raise TargetError(f"thread {tid}", f"trapped at {at:#x}, outside the agent")
-        finally:
-            if self.live:
-                target.put_back(tid)
+        registers = self.architecture.for_agent(
+            self.target.registers[tid], self.base, self.base + CELLS, self.base + ELEMENTS
+        )
+        after = self._execute(tid, registers, room=calls)
+        at = self.architecture.program_counter(after)
+        if not self.base < at <= self.base + len(_code()):
+            raise TargetError(f"thread {tid}", f"trapped at {at:#x}, outside the agent")
 
 
 def call_site(target: Target, areas: Sequence[procfs.Area]) -> int:

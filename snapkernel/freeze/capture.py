@@ -11,6 +11,8 @@ import os
 import time
 from dataclasses import dataclass
 
+import msgspec
+
 from snapkernel import arch, procfs
 from snapkernel.arch import Architecture
 from snapkernel.errors import CannotCheckpoint, Finding, UnsupportedHost
@@ -22,6 +24,7 @@ from snapkernel.resources import (
     descriptors,
     memory,
     process,
+    shared_memory,
     signals,
     threads,
     timers,
@@ -39,13 +42,20 @@ class Survey:
         findings: what becomes of every object.
         flags: VmFlags of the mappings.
         files: identities of mapped files.
-        areas: mappings.
+        maps: the text of ``/proc/PID/maps``.
+        areas: the same, parsed.
     """
 
     findings: list[Finding]
     flags: memory.Flags
     files: dict[tuple[str, int], FileIdentity]
+    maps: str
     areas: list[procfs.Area]
+
+    def areas_now(self, pid: int) -> list[procfs.Area]:
+        """The mappings of the frozen process; parsed again only if they have changed."""
+        maps = procfs.text(f"/proc/{pid}/maps")
+        return self.areas if maps == self.maps else procfs.areas(maps)
 
 
 def survey(pid: int) -> Survey:
@@ -60,7 +70,8 @@ def survey(pid: int) -> Survey:
     try:
         identity = process.capture_identity(capture)
         flags = memory.read_flags(pid)
-        areas = procfs.areas(procfs.text(f"/proc/{pid}/maps"))
+        maps = procfs.text(f"/proc/{pid}/maps")
+        areas = procfs.areas(maps)
         memory.capture(capture, areas, flags)
         with open_table(pid) as table:
             descriptors.capture(capture, table)
@@ -69,7 +80,7 @@ def survey(pid: int) -> Survey:
     capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
     capture.saved(f"{len(procfs.tids(pid))} threads")
     capture.saved(f"{len(areas)} memory mappings")
-    return Survey(capture.findings, flags, capture.known, areas)
+    return Survey(capture.findings, flags, capture.known, maps, areas)
 
 
 def architecture_of(pid: int) -> Architecture:
@@ -151,13 +162,13 @@ def capture(
     target: Target,
     agent: Agent,
     areas: list[procfs.Area],
-    flags: memory.Flags,
     files: dict[tuple[str, int], FileIdentity],
     save: Saver | None,
 ) -> tuple[Process, Capture, Clocks]:
-    """Look at a stopped process. Its private memory is not read: see :func:`private_runs`.
+    """Look at a stopped process.
 
-    The shared objects it has are read at once, by ``save``.
+    The shared objects it has are read at once, by ``save``. The records of its mappings are left
+    for :func:`mappings`, its private memory for :func:`private_runs`: both can be had later.
 
     Raises:
         CannotCheckpoint: it has come to hold something that cannot be saved.
@@ -173,14 +184,13 @@ def capture(
     interval_timers = timers.capture_interval_timers(agent)
     posix_timers = timers.capture_timers(capture, agent)
     identity = process.capture_identity(capture)
-    mappings = memory.capture(capture, areas, flags)
+    shared_memory.register(capture, areas)
     with open_table(target.pid) as table:
         entries = descriptors.capture(capture, table)
         refuse(target.pid, capture.findings)
         if capture.objects:
-            private = memory.scan(target.pid, [m for m in mappings if not m.shared])
-            capture.finish_objects(private)
-    heap = max((m.end for m in mappings if m.name == "[heap]"), default=0)
+            shared_memory.save(capture)
+    heap = max((area.end for area in areas if area.name == "[heap]"), default=0)
     layout = process.capture_layout(target.pid, heap)
     return (
         Process(
@@ -194,7 +204,7 @@ def capture(
             working_directory=identity.working_directory,
             umask=identity.umask,
             memory=AddressSpace(
-                mappings=mappings,
+                mappings=(),
                 layout=layout,
                 auxv=procfs.read(f"/proc/{target.pid}/auxv"),
                 vdso=vdso.capture(target.memory, areas),
@@ -217,6 +227,20 @@ def capture(
         capture,
         at,
     )
+
+
+def mappings(
+    capture: Capture, process: Process, areas: list[procfs.Area], flags: memory.Flags
+) -> Process:
+    """The process with the records of its mappings, made from what was read in the freeze.
+
+    Raises:
+        CannotCheckpoint: one of them cannot be had again.
+    """
+    found = memory.capture(capture, areas, flags)
+    refuse(capture.pid, capture.findings)
+    space = msgspec.structs.replace(process.memory, mappings=found)
+    return msgspec.structs.replace(process, memory=space)
 
 
 def private_runs(pid: int, mappings: tuple[Mapping, ...]) -> list[tuple[int, int]]:

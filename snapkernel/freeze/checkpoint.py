@@ -26,15 +26,18 @@ from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import capture as looking
 from snapkernel.freeze import live
 from snapkernel.freeze.agent import PAGE, Agent
-from snapkernel.freeze.target import Target, freeze
+from snapkernel.freeze.pages import scan_pages
+from snapkernel.freeze.target import Memory, freeze
 from snapkernel.jupyter.connection import find_connection_file, read_connection
-from snapkernel.model import RUN, SCHEMA, Content, Host, Manifest, Mapping, Note, Process
+from snapkernel.model import RUN, SCHEMA, Content, Host, Manifest, Note, Process
 from snapkernel.resources import memory, threads
 from snapkernel.resources.context import Capture
 from snapkernel.store import SnapshotWriter, Source, Store, check_name
 
 Progress = Callable[[str, int, int], None]
 """Told what is done: a title, bytes so far, bytes in all."""
+
+_MOST_UNFORKED = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,12 @@ def checkpoint(
     where = store if isinstance(store, Store) else Store.open(store, create=True)
     mark("survey")
     with where.writer() as writer:
-        shot = _Shot(pid, writer, survey, stop, progress, mark)
-        shot.take()
-        manifest = writer.commit(shot.manifest(name, connection))
-        mark("commit")
-        safe = time.perf_counter() - began
-        shot.finish()
+        with _Shot(pid, writer, survey, stop, progress, mark) as shot:
+            shot.take()
+            manifest = writer.commit(shot.manifest(name, connection))
+            mark("commit")
+            safe = time.perf_counter() - began
+            shot.finish()
     return Snapshot(manifest, shot.pause, safe, pid, timings)
 
 
@@ -178,61 +181,78 @@ class _Shot:
         self.mark = mark
         self.pause = 0.0
         self.notes: list[Note] = []
-        self._after = contextlib.ExitStack()
+        self._unforked: tuple[tuple[tuple[int, int], bytes], ...] = ()
+        self._frozen = contextlib.ExitStack()
+
+    def __enter__(self) -> _Shot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever happened: a process that is still frozen gets its life back."""
+        self._frozen.close()
 
     def take(self) -> None:
         """Freeze, look, and store."""
         start = time.perf_counter()
-        copy: live.Copy | None = None
-        frozen = contextlib.ExitStack()
-        with frozen, _no_garbage_collection():
-            target = frozen.enter_context(freeze(self.pid))
+        with _no_garbage_collection():
+            self.target = self._frozen.enter_context(freeze(self.pid))
             self.mark("frozen")
-            copy = self._look(target)
-            if copy is None:
-                self._store_memory(target.memory, self.pid, ())
-                if self.stop:
-                    # Ended by finish(), after the commit; an error before that lets it live.
-                    self._after = frozen.pop_all()
-                    self._after.callback(lambda: None)
-                    self._target = target
-        self.pause = time.perf_counter() - start
-        self.mark("released")
-        with live.ended(copy):
+            copy = self._look()
             if copy is not None:
-                self._store_memory(copy.target.memory, copy.pid, self._unforked)
+                self._frozen.close()
+                self.pause = time.perf_counter() - start
+                self.mark("released")
+        with live.ended(copy):
+            source = self.target.memory if copy is None else copy.target.memory
+            self.process = looking.mappings(self.capture, self.process, self.areas, self.flags)
+            self._store_memory(source)
         self.mark("stored")
+        if not self.stop:
+            self._frozen.close()
+        self.pause = self.pause or time.perf_counter() - start
 
-    def _look(self, target: Target) -> live.Copy | None:
-        architecture = arch.native()
-        threads.leave_sequences(target, architecture)
-        areas = procfs.areas(procfs.text(f"/proc/{self.pid}/maps"))
-        flags = self.survey.flags
-        if any(memory.key(area) not in flags for area in areas):
-            flags = memory.read_flags(self.pid)
-        agent = looking.install_agent(target, areas)
+    def _look(self) -> live.Copy | None:
+        """All that must be seen while the process stands still; ``None`` where there is no
+        copy and it must go on standing still."""
+        target = self.target
+        threads.leave_sequences(target, arch.native())
+        self.areas = self.survey.areas_now(self.pid)
+        self.flags = self.survey.flags
+        if self.areas is not self.survey.areas and any(
+            memory.key(area) not in self.flags for area in self.areas
+        ):
+            self.flags = memory.read_flags(self.pid)
+        agent = looking.install_agent(target, self.areas)
         self.mark("agent")
         try:
             self.process, self.capture, self.clocks = looking.capture(
-                target, agent, areas, flags, self.survey.files, self._save
+                target, agent, self.areas, self.survey.files, self._save
             )
             self.mark("captured")
-            return None if self.stop else self._fork(target, agent)
+            return None if self.stop else self._fork(agent)
         finally:
             agent.remove()
 
-    def _fork(self, target: Target, agent: Agent) -> live.Copy | None:
-        """The hidden copy; what it does not get is stored at once."""
+    def _fork(self, agent: Agent) -> live.Copy | None:
+        """The hidden copy, and our own copy of what it does not get."""
         if self.process.child_subreaper:
             self._plain("the process is a child subreaper, and would see the copy")
             return None
-        mappings = self.process.memory.mappings
-        unforked = [m for m in mappings if memory.holds_private_pages(m) and "dc" in m.flags]
-        self._unforked = self._save_runs(target, unforked)
+        spans = [
+            (area.start, area.end)
+            for area in self.areas
+            if not area.shared and "dc" in self.flags.get(memory.key(area), ())
+        ]
+        runs = scan_pages(self.pid, spans) if spans else []
+        size = sum(length for _, length in runs)
+        if size > _MOST_UNFORKED:
+            self._plain(f"{size} bytes of memory are kept from forked children (MADV_DONTFORK)")
+            return None
+        self._unforked = tuple((run, self.target.memory.read(*run)) for run in runs)
         try:
-            copy = live.fork(target, agent)
+            copy = live.fork(self.target, agent)
         except SnapkernelError as error:
-            self._plain(f"no copy-on-write child could be had ({error.reason})")
+            self._plain(f"no copy-on-write child could be had: {error.reason}")
             return None
         self.mark("forked")
         return copy
@@ -245,26 +265,15 @@ class _Shot:
     def _save(self, source: object, runs: Sequence[tuple[int, int]]) -> Content:
         return self.writer.store(source, runs, page_size=PAGE) if runs else Content()  # type: ignore[arg-type]
 
-    def _save_runs(
-        self, target: Target, mappings: list[Mapping]
-    ) -> tuple[tuple[tuple[int, int], bytes], ...]:
-        """Copies of runs that a forked child does not have (MADV_DONTFORK)."""
-        runs = memory.scan(target.pid, mappings) if mappings else []
-        return tuple((run, target.memory.read(*run)) for run in runs)
-
-    def _store_memory(
-        self,
-        source: Source,
-        pid: int,
-        extra: Sequence[tuple[tuple[int, int], bytes]],
-    ) -> None:
-        """Store private pages; ``extra`` are those that were copied during the freeze."""
+    def _store_memory(self, memory_of: Memory) -> None:
+        """Store private pages, of the copy or of the process."""
         mappings = self.process.memory.mappings
-        runs = looking.private_runs(pid, mappings)
-        guards = memory.scan(pid, mappings, guards=True)
-        if extra:
-            source = _Overlay(source, extra)
-            runs = sorted([*runs, *(run for run, _ in extra)])
+        runs = looking.private_runs(memory_of.pid, mappings)
+        guards = memory.scan(memory_of.pid, mappings, guards=True)
+        source: Source = memory_of
+        if self._unforked and memory_of is not self.target.memory:
+            source = _Overlay(memory_of, self._unforked)
+            runs = sorted([*runs, *(run for run, _ in self._unforked)])
         total = sum(length for _, length in runs)
         done = 0
 
@@ -285,8 +294,7 @@ class _Shot:
     def finish(self) -> None:
         """End the process that was to be stopped."""
         if self.stop:
-            self._target.kill()
-            self._after.pop_all()
+            self.target.kill()
 
     def manifest(self, name: str, connection: dict[str, str | int] | None) -> Manifest:
         """Everything together."""

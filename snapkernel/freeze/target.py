@@ -116,7 +116,8 @@ class Target:
     def release(self) -> None:
         """Let all threads go on. Those that ended meanwhile are no error."""
         if self.stop_again:
-            os.kill(self.pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGSTOP)
         for tid in self.tids:
             with suppress(TargetError):
                 tracing.request(tracing.DETACH, tid)

@@ -94,12 +94,6 @@ class Capture:
             if f.status not in ("saved", "refused")
         )
 
-    def finish_objects(self, private: Sequence[tuple[int, int]]) -> None:
-        """Read the contents of shared objects, while their descriptors are open."""
-        from snapkernel.resources import shared_memory
-
-        self.shared_memory = shared_memory.records(self, private)
-
     def file(self, path: str, inode: int) -> int:
         """Index of a file that must be there on restore.
 

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Sequence
 
 from snapkernel import procfs
-from snapkernel._native import ffi, lib
 from snapkernel.constants import (
     MADV_DONTDUMP,
     MADV_DONTFORK,
@@ -34,9 +33,8 @@ from snapkernel.constants import (
     PR_SET_VMA_ANON_NAME,
     PROT_WRITE,
 )
-from snapkernel.errors import TargetError
-from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
+from snapkernel.freeze.pages import scan_pages
 from snapkernel.model import RUN, Mapping
 from snapkernel.resources import shared_memory, vdso
 from snapkernel.resources.context import Build, Capture, Fill
@@ -156,34 +154,9 @@ def holds_private_pages(mapping: Mapping) -> bool:
     return not mapping.shared and not {"dp", "wf"} & set(mapping.flags)
 
 
-def scan(
-    pid: int, mappings: Iterable[Mapping], *, guards: bool = False, plain: bool = False
-) -> list[tuple[int, int]]:
-    """Runs of private pages (or of guard pages) in the mappings.
-
-    Raises:
-        TargetError: ``/proc/PID/pagemap`` cannot be read.
-    """
-    capacity = 65536
-    words = ffi.new("uint64_t[]", 2 * capacity)
-    count = ffi.new("size_t *")
-    runs: list[tuple[int, int]] = []
-    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
-        for start, end in _spans(mappings):
-            at = start
-            while at < end:
-                count[0] = 0
-                at = lib.sk_scan_pages(
-                    pagemap.fileno(), at, end, PAGE, int(guards), int(plain), words, capacity, count
-                )
-                if at < 0:
-                    raise TargetError(
-                        f"memory at {start:#x} of process {pid}",
-                        f"its page table cannot be read (errno {-at})",
-                    )
-                numbers = ffi.unpack(words, 2 * count[0])
-                runs.extend(zip(numbers[::2], numbers[1::2], strict=True))
-    return runs
+def scan(pid: int, mappings: Iterable[Mapping], *, guards: bool = False) -> list[tuple[int, int]]:
+    """Runs of private pages (or of guard pages) in the mappings."""
+    return scan_pages(pid, _spans(mappings), guards=guards)
 
 
 def _spans(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:

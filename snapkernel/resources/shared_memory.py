@@ -35,6 +35,7 @@ from snapkernel.constants import (
     PROT_WRITE,
 )
 from snapkernel.freeze.agent import PAGE
+from snapkernel.freeze.pages import scan_pages
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import Content, Mapping, SharedMemory
 from snapkernel.resources.context import Build, Capture, Fill
@@ -82,6 +83,15 @@ def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject |
     return known
 
 
+def register(capture: Capture, areas: Sequence[procfs.Area]) -> None:
+    """Make the objects of all mappings known."""
+    for area in areas:
+        if area.inode and area.name.endswith(" (deleted)"):
+            known = find(capture, area.device, area.inode, area.path)
+            if known is not None:
+                known.areas.append(area)
+
+
 def object_of(capture: Capture, area: procfs.Area) -> int | None:
     """Index of the object that an area maps."""
     known = find(capture, area.device, area.inode, area.path)
@@ -92,7 +102,6 @@ def object_of(capture: Capture, area: procfs.Area) -> int | None:
             "detach it (shmdt) before the snapshot",
         )
         return None
-    known.areas.append(area)
     return known.index
 
 
@@ -130,16 +139,13 @@ class MappedSource:
         self.memory.read_into([(offset + self.shift, n) for offset, n in runs], buffer)
 
 
-def records(capture: Capture, private: Sequence[tuple[int, int]]) -> tuple[SharedMemory, ...]:
-    """All objects with their contents. ``private`` are the runs of pages that a private mapping
-    has written, which are not the object's."""
+def save(capture: Capture) -> None:
+    """Read the contents of all objects; their descriptors are open now."""
     found = sorted(capture.objects.values(), key=lambda known: known.index)
-    return tuple(_record(capture, known, private) for known in found)
+    capture.shared_memory = tuple(_record(capture, known) for known in found)
 
 
-def _record(
-    capture: Capture, known: SharedObject, private: Sequence[tuple[int, int]]
-) -> SharedMemory:
+def _record(capture: Capture, known: SharedObject) -> SharedMemory:
     extent = max((a.offset + a.end - a.start for a in known.areas), default=0)
     descriptor, seals, mode = known.descriptor, 0, 0
     opened = -1
@@ -161,7 +167,7 @@ def _record(
             if capture.save is not None:
                 contents = capture.save(FileSource(descriptor), _data_runs(descriptor, size))
         elif capture.save is not None and known.areas:
-            area, runs = _through_mapping(capture, known, private)
+            area, runs = _through_mapping(capture, known)
             size = max((a + n for a, n in runs), default=0) if known.kind != "anonymous" else size
             contents = capture.save(MappedSource(capture, area), runs)
         return SharedMemory(
@@ -190,7 +196,7 @@ def _data_runs(descriptor: int, size: int) -> list[tuple[int, int]]:
 
 
 def _through_mapping(
-    capture: Capture, known: SharedObject, private: Sequence[tuple[int, int]]
+    capture: Capture, known: SharedObject
 ) -> tuple[procfs.Area, list[tuple[int, int]]]:
     """The widest mapping, and what of the object it shows: not what it has privately written,
     and not what lies behind the end of the file."""
@@ -198,8 +204,8 @@ def _through_mapping(
     area = max(known.areas, key=lambda a: a.end - a.start)
     hidden = {
         page
-        for start, length in private
-        for page in range(max(start, area.start), min(start + length, area.end), PAGE)
+        for start, length in scan_pages(capture.pid, [(area.start, area.end)])
+        for page in range(start, start + length, PAGE)
     }
     runs: list[tuple[int, int]] = []
     for page in range(area.start, area.end, PAGE):

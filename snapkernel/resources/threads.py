@@ -77,10 +77,9 @@ def capture(target: Target, agent: Agent, architecture: Architecture) -> Iterato
                 "the kernel does not tell its clear_child_tid address",
                 "boot a kernel with CONFIG_CHECKPOINT_RESTORE",
             )
-        status = procfs.status(target.pid, tid)
         registers = target.registers[tid]
         yield Thread(
-            tid=procfs.innermost(status["NSpid"]),
+            tid=procfs.inner_tid(target.pid, tid),
             name=procfs.text(f"/proc/{target.pid}/task/{tid}/comm").removesuffix("\n"),
             registers=architecture.resumable(registers, target.memory.read),
             vector=architecture.get_vector(tid),

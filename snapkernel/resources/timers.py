@@ -56,16 +56,12 @@ def capture_timers(capture: Capture, agent: Agent) -> tuple[PosixTimer, ...]:
                 signal=int(signal),
                 value=int(value, 16),
                 notify=_NOTIFY[notify] | (SIGEV_THREAD_ID if thread else 0),
-                thread=_inner_tid(capture.pid, thread) if thread else 0,
+                thread=procfs.inner_tid(capture.pid, thread) if thread else 0,
                 setting=setting.data,
                 overrun=max(overrun.result or 0, 0),
             )
         )
     return tuple(found)
-
-
-def _inner_tid(pid: int, tid: int) -> int:
-    return procfs.innermost(procfs.status(pid, tid)["NSpid"])
 
 
 def _listed(pid: int) -> list[dict[str, str]]:

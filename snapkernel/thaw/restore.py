@@ -342,7 +342,7 @@ class _Thaw:
         born = self.agent.born
         for tid, thread in zip(born, self.process.threads[1:], strict=True):
             tracing.wait(tid)
-            inner = procfs.innermost(procfs.status(self.target.pid, tid)["NSpid"])
+            inner = procfs.inner_tid(self.target.pid, tid)
             if inner != thread.tid:
                 raise CannotRestore(f"thread {thread.tid}", f"came to life as {inner}")
             self.target.tids.append(tid)

@@ -35,7 +35,8 @@ def dump(held: Held) -> Dump:
     agent = looking.install_agent(target, areas)
     try:
         flags = memory.read_flags(target.pid)
-        process, capture, _ = looking.capture(target, agent, areas, flags, {}, None)
+        process, capture, _ = looking.capture(target, agent, areas, {}, None)
+        process = looking.mappings(capture, process, areas, flags)
     finally:
         agent.remove()
     return Dump(process, capture)
