@@ -5,6 +5,8 @@
 >>> process = snapkernel.restore("after-cleaning")                 # a second one, side by side
 """
 
+from typing import TYPE_CHECKING
+
 from snapkernel.errors import (
     BatchFailed,
     CannotCheckpoint,
@@ -21,27 +23,32 @@ from snapkernel.errors import (
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "Snapshot": "snapkernel.freeze.checkpoint",
-    "Store": "snapkernel.store",
-    "checkpoint": "snapkernel.freeze.checkpoint",
-    "explain": "snapkernel.freeze.explain",
-    "RestoredProcess": "snapkernel.thaw.restore",
-    "plan": "snapkernel.thaw.restore",
-    "resolve_target": "snapkernel.jupyter.connection",
-    "restore": "snapkernel.thaw.restore",
-}
+if TYPE_CHECKING:
+    from snapkernel.freeze.checkpoint import Snapshot, checkpoint
+    from snapkernel.freeze.explain import explain
+    from snapkernel.jupyter.connection import resolve_target
+    from snapkernel.store import Store
+    from snapkernel.thaw.restore import RestoredProcess, plan, restore
+else:
+    _LAZY = {
+        "Snapshot": "snapkernel.freeze.checkpoint",
+        "Store": "snapkernel.store",
+        "checkpoint": "snapkernel.freeze.checkpoint",
+        "explain": "snapkernel.freeze.explain",
+        "RestoredProcess": "snapkernel.thaw.restore",
+        "plan": "snapkernel.thaw.restore",
+        "resolve_target": "snapkernel.jupyter.connection",
+        "restore": "snapkernel.thaw.restore",
+    }
 
+    def __getattr__(name):
+        """Import the rest when it is asked for (PEP 562): ``snapkernel --help`` needs none."""
+        if name in _LAZY:
+            import importlib
 
-def __getattr__(name: str) -> object:
-    """Import the rest when it is asked for (PEP 562): ``snapkernel --help`` needs none of it."""
-    if name in _LAZY:
-        import importlib
-
-        value: object = getattr(importlib.import_module(_LAZY[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+            return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

@@ -36,7 +36,7 @@ class Record(
     """Base of all records."""
 
 
-class Content(Record, kw_only=True):
+class Content(Record, frozen=True, kw_only=True):
     """Bytes at addresses (of an address space, or offsets of a file), kept in chunks.
 
     Attributes:
@@ -59,17 +59,17 @@ class Content(Record, kw_only=True):
 
     def iter_runs(self) -> Iterator[tuple[int, int]]:
         """Yield ``(address, length)``."""
-        return RUN.iter_unpack(self.runs)  # type: ignore[return-value]
+        return RUN.iter_unpack(self.runs)
 
     def iter_chunks(self) -> Iterator[tuple[bytes, int, int, int, int, int]]:
         """Yield ``(id, pack, offset, stored, length, codec)``."""
-        return CHUNK.iter_unpack(self.chunks)  # type: ignore[return-value]
+        return CHUNK.iter_unpack(self.chunks)
 
 
 # --- memory ------------------------------------------------------------------------------------
 
 
-class FileIdentity(Record, kw_only=True):
+class FileIdentity(Record, frozen=True, kw_only=True):
     """A file that is not in the snapshot but must be the same on restore.
 
     Attributes:
@@ -85,7 +85,7 @@ class FileIdentity(Record, kw_only=True):
     build_id: str = ""
 
 
-class SharedMemory(Record, kw_only=True):
+class SharedMemory(Record, frozen=True, kw_only=True):
     """An object without a path that mappings and descriptors refer to: shared anonymous memory,
     a memfd, or a deleted file.
 
@@ -106,7 +106,7 @@ class SharedMemory(Record, kw_only=True):
     content: Content = Content()
 
 
-class Mapping(Record, kw_only=True):
+class Mapping(Record, frozen=True, kw_only=True):
     """One virtual memory area (vma), as in ``/proc/PID/smaps`` (proc(5)).
 
     Attributes:
@@ -118,7 +118,7 @@ class Mapping(Record, kw_only=True):
         flags: the two-letter VmFlags that describe how it was made.
         file: index into ``Manifest.files``.
         object: index into ``Manifest.shared_memory``.
-        name: name given to anonymous memory by ``PR_SET_VMA_ANON_NAME``, or ``[heap]``, ``[stack]``.
+        name: ``[heap]``, ``[stack]``, or what ``PR_SET_VMA_ANON_NAME`` gave.
     """
 
     start: Natural
@@ -132,7 +132,7 @@ class Mapping(Record, kw_only=True):
     name: str = ""
 
 
-class MemoryLayout(Record, kw_only=True):
+class MemoryLayout(Record, frozen=True, kw_only=True):
     """``struct prctl_mm_map`` (prctl(2), PR_SET_MM_MAP) without the pointers."""
 
     start_code: Natural
@@ -148,7 +148,7 @@ class MemoryLayout(Record, kw_only=True):
     env_end: Natural
 
 
-class Vdso(Record, kw_only=True):
+class Vdso(Record, frozen=True, kw_only=True):
     """The kernel's mappings: the code that the kernel lends to every process, and its data.
 
     Attributes:
@@ -166,7 +166,7 @@ class Vdso(Record, kw_only=True):
     parts: tuple[tuple[str, Natural, Natural], ...]
 
 
-class AddressSpace(Record, kw_only=True):
+class AddressSpace(Record, frozen=True, kw_only=True):
     """The memory of a process.
 
     Attributes:
@@ -189,14 +189,14 @@ class AddressSpace(Record, kw_only=True):
 # --- threads and signals -----------------------------------------------------------------------
 
 
-class PendingSignal(Record, kw_only=True):
+class PendingSignal(Record, frozen=True, kw_only=True):
     """A queued signal with its ``siginfo_t`` (ptrace(2), PTRACE_PEEKSIGINFO)."""
 
     signal: Annotated[int, msgspec.Meta(ge=1, le=128)]
     info: bytes
 
 
-class RestartableSequence(Record, kw_only=True):
+class RestartableSequence(Record, frozen=True, kw_only=True):
     """A thread's rseq(2) registration."""
 
     address: Natural
@@ -205,7 +205,7 @@ class RestartableSequence(Record, kw_only=True):
     flags: Natural = 0
 
 
-class Scheduling(Record, kw_only=True):
+class Scheduling(Record, frozen=True, kw_only=True):
     """sched(7): policy, nice value, priority and the processors the thread may run on."""
 
     policy: Natural = 0
@@ -214,7 +214,7 @@ class Scheduling(Record, kw_only=True):
     processors: tuple[Natural, ...] = ()
 
 
-class Thread(Record, kw_only=True):
+class Thread(Record, frozen=True, kw_only=True):
     """One thread.
 
     Attributes:
@@ -248,7 +248,7 @@ class Thread(Record, kw_only=True):
     scheduling: Scheduling = Scheduling()
 
 
-class PosixTimer(Record, kw_only=True):
+class PosixTimer(Record, frozen=True, kw_only=True):
     """A timer of timer_create(2), as in ``/proc/PID/timers`` (Linux 3.10).
 
     Attributes:
@@ -275,7 +275,7 @@ class PosixTimer(Record, kw_only=True):
 # --- descriptors -------------------------------------------------------------------------------
 
 
-class Description(Record, kw_only=True, tag_field="kind"):
+class Description(Record, frozen=True, kw_only=True, tag_field="kind"):
     """Base of open file descriptions (open(2)).
 
     Attributes:
@@ -285,7 +285,7 @@ class Description(Record, kw_only=True, tag_field="kind"):
     flags: Natural = 0
 
 
-class RegularFile(Description, kw_only=True, tag="file"):
+class RegularFile(Description, frozen=True, kw_only=True, tag="file"):
     """A file or directory that is opened again by its path.
 
     Attributes:
@@ -299,28 +299,28 @@ class RegularFile(Description, kw_only=True, tag="file"):
     directory: bool = False
 
 
-class ObjectFile(Description, kw_only=True, tag="object"):
+class ObjectFile(Description, frozen=True, kw_only=True, tag="object"):
     """An open memfd or deleted file; ``object`` is an index into ``Manifest.shared_memory``."""
 
     position: Natural = 0
     object: Natural
 
 
-class CharacterDevice(Description, kw_only=True, tag="device"):
+class CharacterDevice(Description, frozen=True, kw_only=True, tag="device"):
     """A device without state, opened again by its path."""
 
     path: str
     device: Natural
 
 
-class PipeEnd(Description, kw_only=True, tag="pipe"):
+class PipeEnd(Description, frozen=True, kw_only=True, tag="pipe"):
     """One end of ``Manifest.pipes[pipe]``."""
 
     pipe: Natural
     writable: bool
 
 
-class Stream(Description, kw_only=True, tag="stream"):
+class Stream(Description, frozen=True, kw_only=True, tag="stream"):
     """A standard stream whose other end is outside; the restorer gives a new one.
 
     Attributes:
@@ -332,14 +332,14 @@ class Stream(Description, kw_only=True, tag="stream"):
     was: str
 
 
-class EventDescriptor(Description, kw_only=True, tag="eventfd"):
+class EventDescriptor(Description, frozen=True, kw_only=True, tag="eventfd"):
     """eventfd(2)."""
 
     count: Natural
     semaphore: bool = False
 
 
-class EpollTarget(Record, kw_only=True):
+class EpollTarget(Record, frozen=True, kw_only=True):
     """One registration of epoll_ctl(2): ``descriptor`` as it was when added; ``description`` is
     the index of what is watched."""
 
@@ -349,13 +349,13 @@ class EpollTarget(Record, kw_only=True):
     data: Natural
 
 
-class Epoll(Description, kw_only=True, tag="epoll"):
+class Epoll(Description, frozen=True, kw_only=True, tag="epoll"):
     """epoll(7)."""
 
     targets: tuple[EpollTarget, ...] = ()
 
 
-class TimerDescriptor(Description, kw_only=True, tag="timerfd"):
+class TimerDescriptor(Description, frozen=True, kw_only=True, tag="timerfd"):
     """timerfd_create(2). Times in nanoseconds, relative; ``value`` 0 when disarmed."""
 
     clock: Natural
@@ -365,13 +365,13 @@ class TimerDescriptor(Description, kw_only=True, tag="timerfd"):
     interval: Natural = 0
 
 
-class SignalDescriptor(Description, kw_only=True, tag="signalfd"):
+class SignalDescriptor(Description, frozen=True, kw_only=True, tag="signalfd"):
     """signalfd(2)."""
 
     mask: Natural
 
 
-class UnixSocket(Description, kw_only=True, tag="unix"):
+class UnixSocket(Description, frozen=True, kw_only=True, tag="unix"):
     """One end of an unnamed pair of unix(7) sockets.
 
     Attributes:
@@ -389,7 +389,7 @@ class UnixSocket(Description, kw_only=True, tag="unix"):
     options: tuple[tuple[int, int, bytes], ...] = ()
 
 
-class TcpListener(Description, kw_only=True, tag="tcp-listener"):
+class TcpListener(Description, frozen=True, kw_only=True, tag="tcp-listener"):
     """A listening TCP socket. ``address`` is numeric, ``options`` as in ``UnixSocket``."""
 
     family: Natural
@@ -399,7 +399,7 @@ class TcpListener(Description, kw_only=True, tag="tcp-listener"):
     options: tuple[tuple[int, int, bytes], ...] = ()
 
 
-class ClosedSocket(Description, kw_only=True, tag="closed-socket"):
+class ClosedSocket(Description, frozen=True, kw_only=True, tag="closed-socket"):
     """A socket that comes back unconnected: its peer is elsewhere, or it never had one.
 
     Attributes:
@@ -429,14 +429,14 @@ AnyDescription = (
 )
 
 
-class Pipe(Record, kw_only=True):
+class Pipe(Record, frozen=True, kw_only=True):
     """The buffer between two ends: ``size`` as ``F_GETPIPE_SZ``, ``data`` not read yet."""
 
     size: Natural
     data: bytes = b""
 
 
-class Descriptor(Record, kw_only=True):
+class Descriptor(Record, frozen=True, kw_only=True):
     """An entry of the descriptor table; ``description`` is an index into
     ``Manifest.descriptions``."""
 
@@ -448,7 +448,7 @@ class Descriptor(Record, kw_only=True):
 # --- the process -------------------------------------------------------------------------------
 
 
-class Credentials(Record, kw_only=True):
+class Credentials(Record, frozen=True, kw_only=True):
     """credentials(7) and capabilities(7), as the process itself saw them.
 
     Attributes:
@@ -466,7 +466,7 @@ class Credentials(Record, kw_only=True):
     no_new_privileges: bool = False
 
 
-class Process(Record, kw_only=True):
+class Process(Record, frozen=True, kw_only=True):
     """One process.
 
     Attributes:
@@ -513,7 +513,7 @@ class Process(Record, kw_only=True):
     stopped: Natural = 0
 
 
-class Clocks(Record, kw_only=True):
+class Clocks(Record, frozen=True, kw_only=True):
     """The clocks at the freeze, in nanoseconds, as the process saw them (time_namespaces(7))."""
 
     monotonic_ns: int
@@ -521,7 +521,7 @@ class Clocks(Record, kw_only=True):
     realtime_ns: int
 
 
-class Host(Record, kw_only=True):
+class Host(Record, frozen=True, kw_only=True):
     """Where the snapshot was taken: portability facts.
 
     Attributes:
@@ -541,7 +541,7 @@ class Host(Record, kw_only=True):
     cpu_features: tuple[str, ...] = ()
 
 
-class Note(Record, kw_only=True):
+class Note(Record, frozen=True, kw_only=True):
     """Something the user should know about the snapshot (a connection that comes back closed)."""
 
     object: str
@@ -549,7 +549,7 @@ class Note(Record, kw_only=True):
     reason: str = ""
 
 
-class Manifest(Record, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True):
     """A snapshot, complete in itself.
 
     Attributes:
@@ -560,7 +560,7 @@ class Manifest(Record, kw_only=True):
         mode: ``live`` or ``stop``.
         packs: names of the packs that hold the chunks.
         memory_bytes: bytes of process memory that the snapshot holds.
-        stored_bytes: bytes that it added to the store.
+        stored_bytes: bytes that it added to the store, packs and index.
         jupyter: the connection file's entries when the process is a Jupyter kernel.
     """
 

@@ -55,7 +55,9 @@ def stat(pid: int) -> list[str]:
 
 def tids(pid: int) -> list[int]:
     """All threads, the leader first."""
-    return sorted((int(name) for name in os.listdir(f"/proc/{pid}/task")), key=lambda t: (t != pid, t))
+    return sorted(
+        (int(name) for name in os.listdir(f"/proc/{pid}/task")), key=lambda t: (t != pid, t)
+    )
 
 
 def innermost(ids: str) -> int:

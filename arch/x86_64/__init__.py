@@ -28,9 +28,7 @@ class X86(Architecture):
     def with_program_counter(self, raw: bytes, address: int) -> bytes:
         return registers.replace(raw, rip=address)
 
-    def for_call(
-        self, raw: bytes, address: int, number: int, arguments: tuple[int, ...]
-    ) -> bytes:
+    def for_call(self, raw: bytes, address: int, number: int, arguments: tuple[int, ...]) -> bytes:
         return registers.for_call(raw, address, number, arguments)
 
     def for_agent(self, raw: bytes, address: int, stack: int, argument: int) -> bytes:

@@ -6,7 +6,13 @@ import struct
 
 ARCH_MAP_VDSO_64 = 0x2003  # arch_prctl(2), Linux 4.8 with CONFIG_CHECKPOINT_RESTORE
 
-_NUMBERS = {"clock_gettime": 228, "gettimeofday": 96, "time": 201, "clock_getres": 229, "getcpu": 309}
+_NUMBERS = {
+    "clock_gettime": 228,
+    "gettimeofday": 96,
+    "time": 201,
+    "clock_getres": 229,
+    "getcpu": 309,
+}
 _ENOSYS = 38
 
 

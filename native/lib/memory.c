@@ -16,7 +16,7 @@ enum { RUNS_AT_ONCE = 512 };
 static long transfer(int pid, int mem_fd, const uint64_t *runs, size_t count, uint8_t *buffer,
                      int write, uint64_t *failed) {
   struct iovec remote[RUNS_AT_ONCE];
-  size_t done = 0; /* runs that are complete */
+  size_t done = 0;   /* runs that are complete */
   uint64_t skip = 0; /* bytes of the next run that are done */
   while (done < count) {
     size_t batch = count - done < RUNS_AT_ONCE ? count - done : RUNS_AT_ONCE, length = 0;
@@ -168,8 +168,8 @@ int64_t sk_scan_pages(int fd, uint64_t start, uint64_t end, uint64_t page_size, 
         continue;
       if (!kind && !knows_guards) {
         /* A guard looks like a swapped page; the entries tell them apart. */
-        int64_t got = scan_entries(fd, regions[i].start, regions[i].end, page_size, 0, runs,
-                                   capacity, count);
+        int64_t got =
+            scan_entries(fd, regions[i].start, regions[i].end, page_size, 0, runs, capacity, count);
         if (got < 0 || (uint64_t)got < regions[i].end)
           return got;
       } else if (!append(runs, capacity, count, regions[i].start, regions[i].end)) {

@@ -96,7 +96,7 @@ class Agent:
     def _map(self, address: int, length: int, protection: int, flags: int) -> None:
         result = self.raw("mmap", address, length, protection, flags, -1, 0)
         if result != address:
-            if 0 <= result:
+            if result >= 0:
                 self.raw("munmap", result, length)
                 result = -errno.EEXIST
             raise BatchFailed(

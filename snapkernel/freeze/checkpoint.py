@@ -127,13 +127,12 @@ def checkpoint(
     connection = _connection(pid)
     where = store if isinstance(store, Store) else Store.open(store, create=True)
     mark("survey")
-    with where.writer() as writer:
-        with _Shot(pid, writer, survey, stop, progress, mark) as shot:
-            shot.take()
-            manifest = writer.commit(shot.manifest(name, connection))
-            mark("commit")
-            safe = time.perf_counter() - began
-            shot.finish()
+    with where.writer() as writer, _Shot(pid, writer, survey, stop, progress, mark) as shot:
+        shot.take()
+        manifest = writer.commit(shot.manifest(name, connection))
+        mark("commit")
+        safe = time.perf_counter() - began
+        shot.finish()
     return Snapshot(manifest, shot.pause, safe, pid, timings)
 
 
@@ -258,9 +257,7 @@ class _Shot:
         return copy
 
     def _plain(self, reason: str) -> None:
-        self.notes.append(
-            Note(object="live checkpoint", status="plain freeze", reason=reason)
-        )
+        self.notes.append(Note(object="live checkpoint", status="plain freeze", reason=reason))
 
     def _save(self, source: object, runs: Sequence[tuple[int, int]]) -> Content:
         return self.writer.store(source, runs, page_size=PAGE) if runs else Content()  # type: ignore[arg-type]
@@ -333,9 +330,7 @@ class _Shot:
 class _Overlay:
     """A source some of whose runs were copied before."""
 
-    def __init__(
-        self, source: Source, extra: Sequence[tuple[tuple[int, int], bytes]]
-    ) -> None:
+    def __init__(self, source: Source, extra: Sequence[tuple[tuple[int, int], bytes]]) -> None:
         self.source = source
         self.extra = extra
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
+from snapkernel import procfs
 from snapkernel.errors import Finding
 from snapkernel.freeze.capture import survey
 from snapkernel.freeze.target import why_not
-from snapkernel import procfs
 
 
 def explain(pid: int) -> list[Finding]:

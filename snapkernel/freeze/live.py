@@ -26,9 +26,7 @@ from snapkernel.freeze.batch import Batch, Words
 from snapkernel.freeze.target import Target
 
 _CLONE_ARGS_SIZE = 11 * 8
-_OPTIONS = (
-    tracing.O_TRACESYSGOOD | tracing.O_TRACEFORK | tracing.O_TRACECLONE | tracing.O_EXITKILL
-)
+_OPTIONS = tracing.O_TRACESYSGOOD | tracing.O_TRACEFORK | tracing.O_TRACECLONE | tracing.O_EXITKILL
 
 
 class Copy:

@@ -24,9 +24,9 @@ from snapkernel.model import (
 )
 
 if TYPE_CHECKING:
-    from snapkernel.resources.shared_memory import SharedObject
     from snapkernel.freeze.agent import Agent
     from snapkernel.freeze.target import Target
+    from snapkernel.resources.shared_memory import SharedObject
 
 
 class Saver(Protocol):

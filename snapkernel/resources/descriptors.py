@@ -81,11 +81,8 @@ def _describe(capture: Capture, file: OpenFile, table: Table) -> AnyDescription 
         if kind.recognises(file):
             record: AnyDescription | None = kind.capture(capture, file, table)
             return record
-    for name, reason in KNOWN_BY_NAME.items():
-        if file.link.startswith(name):
-            break
-    else:
-        reason = "this kind of descriptor is unknown"
+    reasons = (reason for name, reason in KNOWN_BY_NAME.items() if file.link.startswith(name))
+    reason = next(reasons, "this kind of descriptor is unknown")
     capture.refuse(file.subject, reason, "close it before the snapshot")
     return None
 

@@ -40,7 +40,7 @@ from snapkernel.resources import shared_memory, vdso
 from snapkernel.resources.context import Build, Capture, Fill
 
 # Follow from protection, kind and use of the area.
-DERIVED = frozenset("rd wr ex sh mr mw me ms sd gu ??".split())
+DERIVED = frozenset(["rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "sd", "gu", "??"])
 ADVICE = {
     "hg": MADV_HUGEPAGE,
     "nh": MADV_NOHUGEPAGE,
@@ -84,9 +84,7 @@ def is_special(area: procfs.Area) -> bool:
     return area.name in vdso.NAMES or area.name in vdso.OTHER
 
 
-def capture(
-    capture: Capture, areas: Sequence[procfs.Area], flags: Flags
-) -> tuple[Mapping, ...]:
+def capture(capture: Capture, areas: Sequence[procfs.Area], flags: Flags) -> tuple[Mapping, ...]:
     """The mappings as records; what cannot be had again is refused."""
     found: list[Mapping] = []
     for area in areas:
@@ -130,7 +128,11 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
         protection=area.protection,
         shared=area.shared,
         offset=area.offset if area.inode else 0,
-        flags=tuple(sorted(KEPT.intersection(flags) | ({"mw"}.intersection(flags) if area.shared else set()))),
+        flags=tuple(
+            sorted(
+                KEPT.intersection(flags) | ({"mw"}.intersection(flags) if area.shared else set())
+            )
+        ),
         file=file,
         object=backing,
         name=name,

@@ -61,9 +61,7 @@ def capture_identity(capture: Capture) -> Identity:
         file = capture.file(executable, os.stat(f"/proc/{pid}/exe").st_ino)
     directory = os.readlink(f"/proc/{pid}/cwd")
     if directory.endswith(" (deleted)"):
-        capture.refuse(
-            f"working directory {directory}", "was deleted", "change to one that exists"
-        )
+        capture.refuse(f"working directory {directory}", "was deleted", "change to one that exists")
     if os.readlink(f"/proc/{pid}/root") != "/":
         capture.refuse("root directory", "was changed by chroot", "run without chroot")
     _refuse_strange(capture, status)

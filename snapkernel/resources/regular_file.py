@@ -22,12 +22,12 @@ def recognises(file: OpenFile) -> bool:
     return file.is_regular or stat.S_ISDIR(file.status.st_mode)
 
 
-def capture(
-    capture: Capture, file: OpenFile, table: Table
-) -> RegularFile | ObjectFile | None:
+def capture(capture: Capture, file: OpenFile, table: Table) -> RegularFile | ObjectFile | None:
     """By path, or by content when there is no path any more."""
     if file.flags & O_PATH:
-        capture.refuse(file.subject, "descriptors opened with O_PATH cannot be saved yet", "close it")
+        capture.refuse(
+            file.subject, "descriptors opened with O_PATH cannot be saved yet", "close it"
+        )
         return None
     if file.is_regular and file.status.st_nlink == 0:
         known = shared_memory.find(
@@ -50,9 +50,7 @@ def _readable(capture: Capture, file: OpenFile) -> int | None:
     try:
         descriptor = os.open(f"/proc/self/fd/{file.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        capture.refuse(
-            file.subject, f"is deleted and cannot be read: {error.strerror}", "close it"
-        )
+        capture.refuse(file.subject, f"is deleted and cannot be read: {error.strerror}", "close it")
         return None
     os.dup2(descriptor, file.descriptor, inheritable=False)
     os.close(descriptor)

@@ -35,8 +35,8 @@ from snapkernel.constants import (
     PROT_WRITE,
 )
 from snapkernel.freeze.agent import PAGE
-from snapkernel.freeze.pages import scan_pages
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
+from snapkernel.freeze.pages import scan_pages
 from snapkernel.model import Content, Mapping, SharedMemory
 from snapkernel.resources.context import Build, Capture, Fill
 
@@ -334,5 +334,3 @@ def _free_name(path: str) -> bytes:
     if os.path.lexists(path):
         path += f".{secrets.token_hex(8)}"
     return os.fsencode(path) + b"\0"
-
-

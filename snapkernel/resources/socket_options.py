@@ -1,4 +1,4 @@
-"""Socket options that a program may have set (socket(7), tcp(7), ipv6(7)), as the kernel's bytes."""
+"""Socket options that a program may have set: socket(7), tcp(7), ipv6(7)."""
 
 from __future__ import annotations
 

@@ -107,9 +107,7 @@ def rebuild_threads(build: Build) -> Batch:
     """Make the other threads, with the tids they had (clone3(2), set_tid, Linux 5.5). They are
     traced from birth and stop before their first instruction."""
     batch = Batch("make threads")
-    flags = (
-        CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM
-    )
+    flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM
     for thread in build.process.threads[1:]:
         tid = struct.pack("=i", thread.tid)
         arguments = Words((flags, 0, 0, 0, 0, 0, 0, 0, tid, 1, 0))
@@ -129,7 +127,9 @@ def rebuild_thread(build: Build, thread: Thread, architecture: Architecture) -> 
         batch.call("rseq", rseq.address, rseq.size, rseq.flags, rseq.signature, note=note)
     pointer, flags, size = _stack(thread.alternate_stack, architecture)
     if not flags & SS_DISABLE:
-        batch.call("sigaltstack", _pack_stack(pointer, flags & ~1, size, architecture), 0, note=note)
+        batch.call(
+            "sigaltstack", _pack_stack(pointer, flags & ~1, size, architecture), 0, note=note
+        )
     name = os.fsencode(thread.name)[:15] + b"\0"
     batch.call("prctl", PR_SET_NAME, name, note=note)
     _schedule(build, batch, thread, note)

@@ -52,9 +52,7 @@ def create(build: Build, batch: Batch, record: TimerDescriptor, index: int) -> N
     if value and record.settime_flags & TFD_TIMER_ABSTIME:
         value += _clock_at_freeze(build, record.clock)
     if value:
-        times = struct.pack(
-            "=4q", *divmod(record.interval, _SECOND), *divmod(value, _SECOND)
-        )
+        times = struct.pack("=4q", *divmod(record.interval, _SECOND), *divmod(value, _SECOND))
         batch.call("timerfd_settime", fresh, record.settime_flags, times, 0, note=note)
     if record.ticks:
         ticks = struct.pack("=Q", record.ticks)

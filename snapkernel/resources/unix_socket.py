@@ -38,15 +38,11 @@ def _family(file: OpenFile) -> int:
         return int(end.family)
 
 
-def capture(
-    capture: Capture, file: OpenFile, table: Table
-) -> UnixSocket | ClosedSocket | None:
+def capture(capture: Capture, file: OpenFile, table: Table) -> UnixSocket | ClosedSocket | None:
     """An end of a pair inside the process, or one whose peer is gone or elsewhere."""
     with closing(socket.socket(fileno=os.dup(file.descriptor))) as end:
         if end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            capture.refuse(
-                file.subject, "unix listening sockets cannot be saved yet", "close it"
-            )
+            capture.refuse(file.subject, "unix listening sockets cannot be saved yet", "close it")
             return None
         name = end.getsockname()
         peer, shutdown = _diagnose(file.status.st_ino)

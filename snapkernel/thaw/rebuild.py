@@ -85,13 +85,17 @@ def prepare(build: Build, agent: int) -> None:
     """Choose numbers and addresses, with the agent at ``agent``."""
     build.high = descriptors.first_high(build)
     largest = max((record.size for record in build.manifest.shared_memory), default=0)
-    extents = [m.offset + m.end - m.start for m in build.process.memory.mappings if m.object is not None]
+    extents = [
+        m.offset + m.end - m.start for m in build.process.memory.mappings if m.object is not None
+    ]
     taken = [*occupied(build), (agent, agent + SIZE)]
     size = max([largest, *extents, 0]) + SIZE
     build.hole = find_hole(taken, size, build.architecture.task_size)
 
 
-def steps(build: Build, agent: int, *, same_vdso: bool, own_namespace: bool, identity: bool) -> Iterator[Step]:
+def steps(
+    build: Build, agent: int, *, same_vdso: bool, own_namespace: bool, identity: bool
+) -> Iterator[Step]:
     """All steps between an installed agent and its removal.
 
     Args:
@@ -167,5 +171,3 @@ def lines(step: Step) -> Iterator[str]:
         yield f"-- listen on {where}, or another port if it is taken"
     else:
         yield f"-- write {len(step.data)} bytes at {step.address:#x}: {step.what}"
-
-

@@ -218,7 +218,7 @@ def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
 def _same_vdso(manifest: Manifest, pid: int) -> bool:
     """The vdso of a process here is the image's."""
     old = manifest.processes[0].memory.vdso
-    with Memory(pid) as memory:
+    with contextlib.closing(Memory(pid)) as memory:
         here = vdso.capture(memory, procfs.areas(procfs.text(f"/proc/{pid}/maps")))
     return old is not None and here is not None and vdso.same(old, here)
 

@@ -12,7 +12,15 @@ import msgspec
 
 from snapkernel import procfs
 from snapkernel.freeze import capture as looking
-from snapkernel.model import ClosedSocket, Content, Manifest, Process, RegularFile, Stream, TcpListener
+from snapkernel.model import (
+    ClosedSocket,
+    Content,
+    Manifest,
+    Process,
+    RegularFile,
+    Stream,
+    TcpListener,
+)
 from snapkernel.resources import memory, threads
 from snapkernel.resources.context import Capture
 from snapkernel.store import Store
@@ -56,8 +64,12 @@ def differences(manifest: Manifest, held: Held, store: Store) -> list[str]:
         if name in ("memory", "threads", "stopped", "credentials"):
             continue
         if name == "pending":
-            compare(name, [p.signal for p in first.pending], [p.signal for p in second.process.pending])
-            compare("siginfo", [p.info for p in first.pending], [p.info for p in second.process.pending])
+            compare(
+                name, [p.signal for p in first.pending], [p.signal for p in second.process.pending]
+            )
+            compare(
+                "siginfo", [p.info for p in first.pending], [p.info for p in second.process.pending]
+            )
         else:
             compare(name, getattr(first, name), getattr(second.process, name))
     compare("user ids", first.credentials.uids, second.process.credentials.uids)
@@ -90,8 +102,14 @@ def _compare_mappings(first: Process, second: Process, compare: Any) -> None:
 
 
 def _compare_files(manifest: Manifest, second: Dump, compare: Any) -> None:
-    ours = {d.number: (d.close_on_exec, manifest.descriptions[d.description]) for d in manifest.processes[0].descriptors}
-    theirs = {d.number: (d.close_on_exec, second.capture.descriptions[d.description]) for d in second.process.descriptors}
+    ours = {
+        d.number: (d.close_on_exec, manifest.descriptions[d.description])
+        for d in manifest.processes[0].descriptors
+    }
+    theirs = {
+        d.number: (d.close_on_exec, second.capture.descriptions[d.description])
+        for d in second.process.descriptors
+    }
     for number in sorted(ours.keys() | theirs.keys()):
         one, other = ours.get(number), theirs.get(number)
         if one and isinstance(one[1], Stream):
@@ -101,8 +119,14 @@ def _compare_files(manifest: Manifest, second: Dump, compare: Any) -> None:
         compare(f"fd {number}", one, other)
     shared = [d.description for d in manifest.processes[0].descriptors]
     again = [d.description for d in second.process.descriptors]
-    compare("shared descriptions", [shared.index(n) for n in shared], [again.index(n) for n in again])
-    compare("pipes", [(p.size, p.data) for p in manifest.pipes], [(p.size, p.data) for p in second.capture.pipes])
+    compare(
+        "shared descriptions", [shared.index(n) for n in shared], [again.index(n) for n in again]
+    )
+    compare(
+        "pipes",
+        [(p.size, p.data) for p in manifest.pipes],
+        [(p.size, p.data) for p in second.capture.pipes],
+    )
 
 
 def _comparable(description: Any) -> Any:
@@ -115,7 +139,9 @@ def _comparable(description: Any) -> Any:
     return description
 
 
-def _compare_memory(manifest: Manifest, held: Held, second: Dump, store: Store, compare: Any) -> None:
+def _compare_memory(
+    manifest: Manifest, held: Held, second: Dump, store: Store, compare: Any
+) -> None:
     content: Content = manifest.processes[0].memory.content
     rseq = [t.rseq.address for t in manifest.processes[0].threads if t.rseq]
     for address, data in store.read(manifest, content):
@@ -124,7 +150,11 @@ def _compare_memory(manifest: Manifest, held: Held, second: Dump, store: Store, 
             # The kernel writes the processor's number into the rseq areas (rseq(2)).
             at = [address + i for i in range(len(data)) if data[i] != there[i]]
             strange = [a for a in at if not any(r <= a < r + 32 for r in rseq)]
-            compare(f"memory at {strange[:1]}", b"" if not strange else data[:16], b"" if not strange else there[:16])
+            compare(
+                f"memory at {strange[:1]}",
+                b"" if not strange else data[:16],
+                b"" if not strange else there[:16],
+            )
     runs = {a for start, length in content.iter_runs() for a in range(start, start + length, 4096)}
     for start, length in looking.private_runs(held.target.pid, second.process.memory.mappings):
         for page in range(start, start + length, 4096):

@@ -24,7 +24,7 @@ PATIENCE = 60.0
 """Seconds after which a kernel that does not answer counts as hanging."""
 
 
-class CellFailed(Exception):  # noqa: N818 - it is what happened, like KeyboardInterrupt
+class CellFailed(Exception):
     """A cell raised; the text is ``name: value`` of its exception."""
 
 
