@@ -127,7 +127,10 @@ def checkpoint(
     connection = _connection(pid)
     where = store if isinstance(store, Store) else Store.open(store, create=True)
     mark("survey")
-    with where.writer() as writer, _Shot(pid, writer, survey, stop, progress, mark) as shot:
+    with (
+        where.writer() as writer,
+        contextlib.closing(_Shot(pid, writer, survey, stop, progress, mark)) as shot,
+    ):
         shot.take()
         manifest = writer.commit(shot.manifest(name, connection))
         mark("commit")
@@ -182,11 +185,10 @@ class _Shot:
         self.notes: list[Note] = []
         self._unforked: tuple[tuple[tuple[int, int], bytes], ...] = ()
         self._frozen = contextlib.ExitStack()
+        self.process: Process
+        self.capture: Capture
 
-    def __enter__(self) -> _Shot:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Whatever happened: a process that is still frozen gets its life back."""
         self._frozen.close()
 
