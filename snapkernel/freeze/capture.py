@@ -44,6 +44,7 @@ class Survey:
         files: identities of mapped files.
         maps: the text of ``/proc/PID/maps``.
         areas: the same, parsed.
+        unforked: some of them are kept from forked children (madvise(2), MADV_DONTFORK).
     """
 
     findings: list[Finding]
@@ -51,6 +52,7 @@ class Survey:
     files: dict[tuple[str, int], FileIdentity]
     maps: str
     areas: list[procfs.Area]
+    unforked: bool
 
     def areas_now(self, pid: int) -> list[procfs.Area]:
         """The mappings of the frozen process; parsed again only if they have changed."""
@@ -80,7 +82,8 @@ def survey(pid: int) -> Survey:
     capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
     capture.saved(f"{len(procfs.tids(pid))} threads")
     capture.saved(f"{len(areas)} memory mappings")
-    return Survey(capture.findings, flags, capture.known, maps, areas)
+    unforked = any("dc" in words for words in flags.values())
+    return Survey(capture.findings, flags, capture.known, maps, areas, unforked)
 
 
 def architecture_of(pid: int) -> Architecture:

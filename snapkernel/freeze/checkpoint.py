@@ -239,12 +239,7 @@ class _Shot:
         if self.process.child_subreaper:
             self._plain("the process is a child subreaper, and would see the copy")
             return None
-        spans = [
-            (area.start, area.end)
-            for area in self.areas
-            if not area.shared and "dc" in self.flags.get(memory.key(area), ())
-        ]
-        runs = scan_pages(self.pid, spans) if spans else []
+        runs = self._unforked_runs()
         size = sum(length for _, length in runs)
         if size > _MOST_UNFORKED:
             self._plain(f"{size} bytes of memory are kept from forked children (MADV_DONTFORK)")
@@ -257,6 +252,17 @@ class _Shot:
             return None
         self.mark("forked")
         return copy
+
+    def _unforked_runs(self) -> list[tuple[int, int]]:
+        """Private pages that a forked child does not get."""
+        if self.areas is self.survey.areas and not self.survey.unforked:
+            return []
+        spans = [
+            (area.start, area.end)
+            for area in self.areas
+            if not area.shared and "dc" in self.flags.get(memory.key(area), ())
+        ]
+        return scan_pages(self.pid, spans)
 
     def _plain(self, reason: str) -> None:
         self.notes.append(Note(object="live checkpoint", status="plain freeze", reason=reason))

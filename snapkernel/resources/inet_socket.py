@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import struct
-from contextlib import closing
 
 from snapkernel.constants import F_SETFL
 from snapkernel.freeze.batch import Batch, Call, Cell
@@ -26,48 +24,45 @@ RECORDS = (TcpListener, ClosedSocket)
 
 def recognises(file: OpenFile) -> bool:
     """A TCP socket of either family."""
-    if not stat.S_ISSOCK(file.status.st_mode):
-        return False
-    with closing(socket.socket(fileno=os.dup(file.descriptor))) as end:
-        return (
-            end.family in (socket.AF_INET, socket.AF_INET6)
-            and end.type & 15 == socket.SOCK_STREAM
-            and end.proto in (0, socket.IPPROTO_TCP)
-        )
+    return (
+        file.family in (socket.AF_INET, socket.AF_INET6)
+        and file.socket.type & 15 == socket.SOCK_STREAM
+        and file.socket.proto in (0, socket.IPPROTO_TCP)
+    )
 
 
 def capture(capture: Capture, file: OpenFile, table: Table) -> TcpListener | ClosedSocket:
     """A listener whole; of a connection only that there was one."""
-    with closing(socket.socket(fileno=os.dup(file.descriptor))) as end:
-        address, port = end.getsockname()[:2]
-        options = socket_options.capture(end)
-        if end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            capture.saved(f"{file.subject}, listening on {address} port {port}")
-            # struct tcp_info: 8 bytes, then rto, ato, snd_mss, rcv_mss, unacked, sacked
-            information = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-            (backlog,) = struct.unpack_from("=I", information, 28)
-            return TcpListener(
-                flags=file.flags,
-                family=end.family,
-                address=address,
-                port=port,
-                backlog=backlog,
-                options=options,
-            )
-        try:
-            was = "TCP connection to {} port {}".format(*end.getpeername()[:2])
-        except OSError:
-            was = "unconnected TCP socket"
-        else:
-            capture.report(f"{file.subject}, {was}", "closed", "connections come back closed")
-        return ClosedSocket(
+    end = file.socket
+    address, port = end.getsockname()[:2]
+    options = socket_options.capture(end)
+    if end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        capture.saved(f"{file.subject}, listening on {address} port {port}")
+        # struct tcp_info: 8 bytes, then rto, ato, snd_mss, rcv_mss, unacked, sacked
+        information = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+        (backlog,) = struct.unpack_from("=I", information, 28)
+        return TcpListener(
             flags=file.flags,
-            family=end.family,
-            type=end.type & 15,
-            protocol=end.proto,
-            was=was,
+            family=file.family,
+            address=address,
+            port=port,
+            backlog=backlog,
             options=options,
         )
+    try:
+        was = "TCP connection to {} port {}".format(*end.getpeername()[:2])
+    except OSError:
+        was = "unconnected TCP socket"
+    else:
+        capture.report(f"{file.subject}, {was}", "closed", "connections come back closed")
+    return ClosedSocket(
+        flags=file.flags,
+        family=file.family,
+        type=end.type & 15,
+        protocol=end.proto,
+        was=was,
+        options=options,
+    )
 
 
 # --- rebuild -----------------------------------------------------------------------------------

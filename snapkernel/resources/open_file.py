@@ -7,16 +7,16 @@ kcmp(2) tells which descriptors share one. Nothing runs in the process for that.
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from snapkernel import procfs
 from snapkernel._native import lib
 from snapkernel.errors import TargetError
-
-O_CLOEXEC = os.O_CLOEXEC
 
 
 @dataclass
@@ -40,23 +40,40 @@ class OpenFile:
     status: os.stat_result
     descriptor: int
 
+    def close(self) -> None:
+        """Let go of the description."""
+        if "socket" in self.__dict__:
+            self.socket.detach()
+        os.close(self.descriptor)
+
     @property
     def subject(self) -> str:
         """How to name it to the user."""
         return f"fd {self.numbers[0]} ({self.link})"
 
+    @cached_property
+    def _fields(self) -> dict[str, str]:
+        lines = (line.partition(":") for line in self.info.splitlines())
+        return {key: value.strip() for key, _, value in lines}
+
     def field(self, name: str) -> str:
         """A field of fdinfo; empty when it is not there."""
-        for line in self.info.splitlines():
-            key, _, value = line.partition(":")
-            if key == name:
-                return value.strip()
-        return ""
+        return self._fields.get(name, "")
 
-    @property
+    @cached_property
     def flags(self) -> int:
         """File status flags, without O_CLOEXEC."""
-        return int(self.field("flags"), 8) & ~O_CLOEXEC
+        return int(self.field("flags"), 8) & ~os.O_CLOEXEC
+
+    @cached_property
+    def socket(self) -> socket.socket:
+        """Our descriptor as a socket; only while the table is open."""
+        return socket.socket(fileno=self.descriptor)
+
+    @cached_property
+    def family(self) -> int:
+        """Address family of a socket, -1 for anything else."""
+        return int(self.socket.family) if stat.S_ISSOCK(self.status.st_mode) else -1
 
     @property
     def position(self) -> int:
@@ -125,7 +142,7 @@ def open_table(pid: int) -> Iterator[Table]:
     finally:
         os.close(handle)
         for file in table.files:
-            os.close(file.descriptor)
+            file.close()
 
 
 def _add(table: Table, handle: int, number: int) -> None:
@@ -148,13 +165,13 @@ def _add(table: Table, handle: int, number: int) -> None:
         if (
             known.link == link
             and known.status.st_ino == status.st_ino
-            and known.flags == flags & ~O_CLOEXEC
+            and known.flags == flags & ~os.O_CLOEXEC
             and lib.sk_kcmp_file(pid, known.numbers[0], number) == 0
         ):
             os.close(descriptor)
             known.numbers.append(number)
-            table.entries.append((number, known.index, bool(flags & O_CLOEXEC)))
+            table.entries.append((number, known.index, bool(flags & os.O_CLOEXEC)))
             return
     index = len(table.files)
     table.files.append(OpenFile(index, pid, [number], link, info, status, descriptor))
-    table.entries.append((number, index, bool(flags & O_CLOEXEC)))
+    table.entries.append((number, index, bool(flags & os.O_CLOEXEC)))

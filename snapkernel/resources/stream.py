@@ -50,8 +50,7 @@ def _is_foreign_pair(file: OpenFile, table: Table) -> bool:
     programs start others."""
     if min(file.numbers) > 2:
         return False
-    with socket.socket(fileno=os.dup(file.descriptor)) as end:
-        return end.family == socket.AF_UNIX and not end.getsockname()
+    return file.family == socket.AF_UNIX and not file.socket.getsockname()
 
 
 def capture(capture: Capture, file: OpenFile, table: Table) -> Stream:

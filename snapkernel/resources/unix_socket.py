@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import struct
-from contextlib import closing
 
 from snapkernel.constants import F_SETFL
 from snapkernel.freeze.batch import AddressOf, Batch, Cell
@@ -30,39 +28,31 @@ _TCP_ESTABLISHED, _TCP_LISTEN = 1, 10
 
 def recognises(file: OpenFile) -> bool:
     """A socket of the unix family."""
-    return stat.S_ISSOCK(file.status.st_mode) and _family(file) == socket.AF_UNIX
-
-
-def _family(file: OpenFile) -> int:
-    with closing(socket.socket(fileno=os.dup(file.descriptor))) as end:
-        return int(end.family)
+    return file.family == socket.AF_UNIX
 
 
 def capture(capture: Capture, file: OpenFile, table: Table) -> UnixSocket | ClosedSocket | None:
     """An end of a pair inside the process, or one whose peer is gone or elsewhere."""
-    with closing(socket.socket(fileno=os.dup(file.descriptor))) as end:
-        if end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            capture.refuse(file.subject, "unix listening sockets cannot be saved yet", "close it")
-            return None
-        name = end.getsockname()
-        peer, shutdown = _diagnose(file.status.st_ino)
-        inside = table.by_inode(peer, PREFIX) if peer else []
-        options = socket_options.capture(end)
-        if not inside and (peer or name):
-            peer_name = _peer_name(end)
-            capture.report(
-                file.subject,
-                "closed",
-                f"its peer is outside{f' ({peer_name})' if peer_name else ''}",
-            )
-            return ClosedSocket(
-                flags=file.flags,
-                family=socket.AF_UNIX,
-                type=end.type & 15,
-                was=f"unix socket to {peer_name or 'another process'}",
-                options=options,
-            )
-        queue = _queued(capture, file, end)
+    end = file.socket
+    if end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        capture.refuse(file.subject, "unix listening sockets cannot be saved yet", "close it")
+        return None
+    name = end.getsockname()
+    peer, shutdown = _diagnose(file.status.st_ino)
+    inside = table.by_inode(peer, PREFIX) if peer else []
+    options = socket_options.capture(end)
+    if not inside and (peer or name):
+        peer_name = _peer_name(end)
+        where = f" ({peer_name})" if peer_name else ""
+        capture.report(file.subject, "closed", f"its peer is outside{where}")
+        return ClosedSocket(
+            flags=file.flags,
+            family=socket.AF_UNIX,
+            type=end.type & 15,
+            was=f"unix socket to {peer_name or 'another process'}",
+            options=options,
+        )
+    queue = _queued(capture, file, end)
     capture.saved(file.subject)
     return UnixSocket(
         flags=file.flags,
