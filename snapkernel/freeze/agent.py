@@ -35,6 +35,7 @@ SIZE = 32 * UNIT
 _ELEMENT = struct.Struct("=Q6QqQQ")
 _END = (1 << 64) - 1
 _STOP_ON_ERROR, _DONE, _LOAD = 1, 2, 8
+_MOST_CODE = 8 << 20
 _MOST_CALLS = (DATA - ELEMENTS) // _ELEMENT.size - 1
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
@@ -262,17 +263,16 @@ class Agent:
 
 
 def call_site(target: Target, areas: Sequence[procfs.Area]) -> int:
-    """The address of a system call instruction in the vdso.
+    """The address of a system call instruction: in the vdso, or in any other code of the process.
 
     Raises:
         TargetError: there is none.
     """
     instruction = arch.native().system_call_instruction
-    for area in areas:
-        if area.name == "[vdso]":
-            at = target.memory.read(area.start, area.end - area.start).find(instruction)
-            if at >= 0:
-                return area.start + at
-    raise TargetError(
-        f"process {target.pid}", "has no vdso with a system call to borrow", "boot without vdso=0"
-    )
+    code = [area for area in areas if area.protection & PROT_EXEC and area.name != "[vsyscall]"]
+    for area in sorted(code, key=lambda area: (area.name != "[vdso]", area.end - area.start)):
+        text = target.memory.read(area.start, min(area.end - area.start, _MOST_CODE))
+        at = text.find(instruction)
+        if at >= 0:
+            return area.start + at
+    raise TargetError(f"process {target.pid}", "has no system call instruction to borrow")

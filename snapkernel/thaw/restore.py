@@ -289,18 +289,8 @@ class _Thaw:
             self._do(build, step)
         self._read_ports(build)
         areas = procfs.areas(procfs.text(f"/proc/{self.target.pid}/maps"))
-        self.agent.remove(self._last_site(areas))
+        self.agent.remove(call_site(self.target, [a for a in areas if a.start != self.agent.base]))
         self.mark("rebuilt")
-
-    def _last_site(self, areas: list[procfs.Area]) -> int:
-        """A system call instruction to unmap the agent by: in the vdso, or in its old text."""
-        old = self.process.memory.vdso
-        if old is not None:
-            text = self.target.memory.read(old.text_start, len(old.text))
-            at = text.find(self.architecture.system_call_instruction)
-            if at >= 0:
-                return old.text_start + at
-        return call_site(self.target, areas)
 
     def _do(self, build: Build, step: rebuild.Step) -> None:
         if isinstance(step, Batch):
