@@ -252,8 +252,8 @@ def run(
     measurements: list[Measurement] = []
     for round in range(rounds + 1):
         at = round % len(sizes)
-        for position, size in enumerate(sizes[at:] + sizes[:at]):
-            turn = (round + position) % len(tools)
+        for size in sizes[at:] + sizes[:at]:
+            turn = round % len(tools)
             for name in tools[turn:] + tools[:turn]:
                 if not fits(size, folder):
                     print(f"skipped: {size:g} GiB do not fit into this machine's free memory")
