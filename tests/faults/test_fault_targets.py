@@ -144,6 +144,7 @@ def test_objects_that_are_refused(what: str, tmp_path: Path, store: str, empty: 
         "huge_page",
         "namespace_of_its_own",
         "netlink",
+        "path_only",
         "pid_descriptor",
         "record_lock",
         "terminal",

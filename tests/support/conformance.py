@@ -23,7 +23,7 @@ import pytest
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-PATIENCE = 60.0
+PATIENCE = 40.0
 """Seconds after which a program that says nothing counts as hanging."""
 
 PROGRAMS = Path(__file__).parent.parent / "conformance" / "programs"

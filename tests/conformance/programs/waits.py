@@ -104,13 +104,13 @@ def write_to_full_pipe():
     worker = Worker(lambda: os.write(writer, data), "write").blocked()
     yield
     found = b""
-    while len(found) < len(data):
-        expect("something to read", select.select([reader], [], [], PATIENCE)[0], [reader])
-        found += os.read(reader, 1 << 20)
-        if not select.select([reader], [], [], 0)[0] and not worker.is_alive():
-            break
+    deadline = time.monotonic() + PATIENCE
+    while worker.is_alive() or select.select([reader], [], [], 0)[0]:
+        assert time.monotonic() < deadline, f"it hangs after {len(found)} bytes"
+        if select.select([reader], [], [], 0.05)[0]:
+            found += os.read(reader, 1 << 20)
     written = worker.result()
-    # write(2): a call that a signal interrupts may have written a part, and says how much
+    # pipe(7): a write that is interrupted may have written a part, and says how much
     expect("content", found[:written] == data[:written], True)
     expect("length", len(found), written)
 

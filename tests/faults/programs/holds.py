@@ -118,6 +118,18 @@ def netlink():
 
 
 @program
+def path_only():
+    """O_PATH."""
+    with open("data", "w") as file:
+        file.write("text")
+    fd = os.open("data", os.O_PATH)
+    yield
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH, "O_PATH is gone"
+    with open(f"/proc/self/fd/{fd}") as file:
+        expect("content", file.read(), "text")
+
+
+@program
 def fifo():
     os.mkfifo("named")
     fd = os.open("named", os.O_RDWR)
