@@ -65,6 +65,14 @@ class Architecture(ABC):
         """The number of the system call that the stop interrupted, or ``None``."""
 
     @abstractmethod
+    def unnoticed(self, registers: bytes) -> bytes:
+        """A copy with which the *same* task goes on as if it had not been stopped.
+
+        Some system calls answer EINTR to a mere stop (signal(7), "Interruption of system calls and
+        library functions by stop signals"); they are made again, unless a handler runs.
+        """
+
+    @abstractmethod
     def resumable(self, registers: bytes, read: Callable[[int, int], bytes]) -> bytes:
         """A copy with which *another* task resumes where this one was stopped.
 

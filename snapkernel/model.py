@@ -430,10 +430,15 @@ AnyDescription = (
 
 
 class Pipe(Record, frozen=True, kw_only=True):
-    """The buffer between two ends: ``size`` as ``F_GETPIPE_SZ``, ``data`` not read yet."""
+    """The buffer between two ends.
+
+    Attributes:
+        size: as ``F_GETPIPE_SZ``.
+        data: what was not read yet: one piece, or one for each packet of an O_DIRECT pipe.
+    """
 
     size: Natural
-    data: bytes = b""
+    data: tuple[bytes, ...] = ()
 
 
 class Descriptor(Record, frozen=True, kw_only=True):

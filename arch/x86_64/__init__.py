@@ -40,6 +40,9 @@ class X86(Architecture):
     def interrupted_call(self, raw: bytes) -> int | None:
         return registers.interrupted_call(raw)
 
+    def unnoticed(self, raw: bytes) -> bytes:
+        return registers.unnoticed(raw)
+
     def resumable(self, raw: bytes, read: Callable[[int, int], bytes]) -> bytes:
         return registers.resumable(raw, read)
 

@@ -19,9 +19,9 @@ EINTR = 4
 ERESTARTNOHAND = 514
 ERESTART_RESTARTBLOCK = 516
 RESTART_SYSCALL = 219
-# epoll_wait, epoll_pwait, epoll_pwait2 and rt_sigtimedwait answer EINTR to a mere stop
-# (signal(7), "Interruption of system calls by stop signals").
-INTERRUPTED_BY_STOPS = frozenset({232, 281, 441, 128})
+# These answer EINTR to a mere stop (signal(7)): epoll_wait, epoll_pwait, epoll_pwait2,
+# rt_sigtimedwait, semop, semtimedop, io_getevents, io_pgetevents.
+INTERRUPTED_BY_STOPS = frozenset({232, 281, 441, 128, 65, 220, 208, 333})
 # Those that use the restart block: poll, nanosleep, futex, clock_nanosleep.
 USE_RESTART_BLOCK = frozenset({7, 35, 202, 230})
 
@@ -73,6 +73,15 @@ def interrupted_call(raw: bytes) -> int | None:
     restart = 512 <= result <= ERESTART_RESTARTBLOCK and result != 515
     always = result == EINTR and number in INTERRUPTED_BY_STOPS
     return number if restart or always else None
+
+
+def unnoticed(raw: bytes) -> bytes:
+    """Turn the EINTR of a call that a stop has interrupted into "make it again, unless a handler
+    runs"; what uses the restart block is left to the kernel, which knows the time that is left."""
+    number = interrupted_call(raw)
+    if number in INTERRUPTED_BY_STOPS and -signed(get(raw, "rax")) == EINTR:
+        return replace(raw, rax=-ERESTARTNOHAND)
+    return raw
 
 
 def resumable(raw: bytes, read: Callable[[int, int], bytes]) -> bytes:

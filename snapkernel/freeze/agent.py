@@ -207,6 +207,11 @@ class Agent:
                 raise BatchFailed(
                     subject, f"{call.name}: {os.strerror(-result)} (while: {title})", -result
                 )
+            if call.expect is not None and call.expect != result:
+                raise TargetError(
+                    call.note or call.name,
+                    f"{call.name} gave {result} instead of {call.expect} (while: {title})",
+                )
         for space, offset in spaces.items():
             space.data = memory.read(self.base + DATA + offset, len(space.data))
         return count

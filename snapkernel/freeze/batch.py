@@ -68,6 +68,7 @@ class Call:
     Attributes:
         name: as in ``Architecture.system_calls``.
         check: a failure ends the batch and is an error.
+        expect: any other result is an error, too.
         store: cell that gets the result.
         note: what it is about, for error messages: an object the user knows.
         result: what the kernel answered; ``None`` before the run.
@@ -76,6 +77,7 @@ class Call:
     name: str
     arguments: tuple[Argument, ...]
     check: bool = True
+    expect: int | None = None
     store: Cell | None = None
     note: str = ""
     result: int | None = None
@@ -107,11 +109,12 @@ class Batch:
         name: str,
         *arguments: Argument,
         check: bool = True,
+        expect: int | None = None,
         store: Cell | None = None,
         note: str = "",
     ) -> Call:
         """Add a system call; returns it, so that its result can be read after the run."""
-        call = Call(name, arguments, check, store, note)
+        call = Call(name, arguments, check, expect, store, note)
         self.calls.append(call)
         return call
 

@@ -343,14 +343,27 @@ class _Overlay:
         self.extra = extra
 
     def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-        """Fill the buffer from the copy where there is one."""
+        """Fill the buffer from the copies where there are some."""
         at = 0
-        for address, length in runs:
-            part = buffer[at : at + length]
-            for (start, size), data in self.extra:
-                if start <= address < start + size:
-                    part[:] = data[address - start : address - start + length]
-                    break
-            else:
-                self.source.read_into([(address, length)], part)
-            at += length
+        for run in runs:
+            for address, length, copied in self._split(*run):
+                part = buffer[at : at + length]
+                if copied is None:
+                    self.source.read_into([(address, length)], part)
+                else:
+                    part[:] = copied
+                at += length
+
+    def _split(self, address: int, length: int) -> Iterator[tuple[int, int, bytes | None]]:
+        """Cut a run where copies begin and end."""
+        for (start, size), data in self.extra:
+            if start + size <= address or address + length <= start:
+                continue
+            if address < start:
+                yield address, start - address, None
+                address, length = start, length - (start - address)
+            take = min(length, start + size - address)
+            yield address, take, data[address - start : address - start + take]
+            address, length = address + take, length - take
+        if length:
+            yield address, length, None

@@ -17,7 +17,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from snapkernel import procfs
+from snapkernel import arch, procfs
 from snapkernel._native import ffi, lib
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import tracing
@@ -91,7 +91,7 @@ class Target:
         self.pid = pid
         self.tids = tids
         self.stopped = stopped
-        self.registers = {tid: tracing.get_registers(tid) for tid in tids}
+        self.registers = {tid: _unnoticed(tid) for tid in tids}
         self.masks = {tid: tracing.get_signal_mask(tid) for tid in tids}
         self.memory = Memory(pid)
         self.stop_again = False
@@ -125,6 +125,15 @@ class Target:
             while lib.sk_wait(tid, 0, status) >= 0 and os.WIFSTOPPED(status[0]):
                 pass
         self.memory.close()
+
+
+def _unnoticed(tid: int) -> bytes:
+    """The registers of a thread, corrected for system calls that notice a mere stop."""
+    stopped = tracing.get_registers(tid)
+    registers = arch.native().unnoticed(stopped)
+    if registers != stopped:
+        tracing.set_registers(tid, registers)
+    return registers
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from snapkernel.resources.open_file import OpenFile, Table
 RECORDS = (PipeEnd,)
 PREFIX = "pipe:["
 _PIECE = 1 << 18
+_DEFAULT_SIZE = 1 << 16
 
 
 def recognises(file: OpenFile) -> bool:
@@ -53,25 +54,24 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> PipeEnd | None:
         capture.pipe_index[key] = len(capture.pipes)
         reader = next((end for end in ends if end.readable), None)
         size = fcntl.fcntl(file.descriptor, F_GETPIPE_SZ)
-        data = _queued(reader.descriptor, size) if reader else b""
-        if data and file.flags & os.O_DIRECT:
-            capture.refuse(
-                file.subject, "is a packet pipe with packets in it", "read them before the snapshot"
-            )
-        capture.pipes.append(Pipe(size=size, data=data))
+        pieces = _queued(reader.descriptor, size) if reader else []
+        if not any(end.flags & os.O_DIRECT for end in ends if end.writable):
+            pieces = [b"".join(pieces)] if pieces else []
+        capture.pipes.append(Pipe(size=size, data=tuple(pieces)))
     return PipeEnd(flags=file.flags, pipe=capture.pipe_index[key], writable=file.writable)
 
 
-def _queued(reader: int, size: int) -> bytes:
-    """A copy of what waits in the pipe."""
+def _queued(reader: int, size: int) -> list[bytes]:
+    """A copy of what waits in the pipe. A read ends with a packet, if it is one (pipe(2))."""
     out, into = os.pipe()
     try:
         fcntl.fcntl(into, F_SETPIPE_SZ, size)
         length = lib.sk_tee(reader, into, size)
-        data = b""
-        while len(data) < length:
-            data += os.read(out, length - len(data))
-        return data
+        pieces: list[bytes] = []
+        while length > 0:
+            pieces.append(os.read(out, length))
+            length -= len(pieces[-1])
+        return pieces
     finally:
         os.close(out)
         os.close(into)
@@ -84,16 +84,20 @@ def create(build: Build, batch: Batch, record: PipeEnd, index: int) -> None:
     pipe = build.manifest.pipes[record.pipe]
     note = "pipe"
     reader, writer = Cell("reader"), Cell("writer")
-    batch.call("pipe2", AddressOf((reader, writer)), os.O_CLOEXEC, note=note)
-    batch.call("fcntl", writer, F_SETPIPE_SZ, pipe.size, check=False, note=note)
-    for at in range(0, len(pipe.data), _PIECE):
-        piece = pipe.data[at : at + _PIECE]
-        batch.call("write", writer, piece, len(piece), note=note)
     ends = {
         number: end
         for number, end in enumerate(build.manifest.descriptions)
         if isinstance(end, PipeEnd) and end.pipe == record.pipe
     }
+    packets = any(end.flags & os.O_DIRECT for end in ends.values() if end.writable)
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if packets else 0)
+    batch.call("pipe2", AddressOf((reader, writer)), flags, note=note)
+    full = sum(map(len, pipe.data)) > _DEFAULT_SIZE
+    batch.call("fcntl", writer, F_SETPIPE_SZ, pipe.size, check=full, note=note)
+    for data in pipe.data:
+        for at in range(0, len(data), _PIECE):
+            piece = data[at : at + _PIECE]
+            batch.call("write", writer, piece, len(piece), expect=len(piece), note=note)
     for fresh, writable in ((reader, False), (writer, True)):
         same = [number for number, end in ends.items() if end.writable == writable]
         for position, number in enumerate(same):

@@ -144,7 +144,8 @@ def capture_settings(agent: Agent) -> Settings:
 
 
 def capture_layout(pid: int, heap_end: int) -> MemoryLayout:
-    """``/proc/PID/stat`` has all of ``struct prctl_mm_map`` but the end of the heap."""
+    """``/proc/PID/stat`` has all of ``struct prctl_mm_map`` but the end of the heap, which is
+    that of its mapping, or its start where there is none (``heap_end`` 0)."""
     stat = procfs.stat(pid)
 
     def field(number: int) -> int:
@@ -157,7 +158,7 @@ def capture_layout(pid: int, heap_end: int) -> MemoryLayout:
         start_data=field(45),
         end_data=field(46),
         start_brk=field(47),
-        brk=heap_end,
+        brk=heap_end or field(47),
         arg_start=field(48),
         arg_end=field(49),
         env_start=field(50),

@@ -13,7 +13,6 @@ from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
 RECORDS = (RegularFile, ObjectFile)
-O_PATH, O_TMPFILE = 0o10000000, 0o20000000 | os.O_DIRECTORY
 _NOT_AGAIN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY
 
 
@@ -24,11 +23,6 @@ def recognises(file: OpenFile) -> bool:
 
 def capture(capture: Capture, file: OpenFile, table: Table) -> RegularFile | ObjectFile | None:
     """By path, or by content when there is no path any more."""
-    if file.flags & O_PATH:
-        capture.refuse(
-            file.subject, "descriptors opened with O_PATH cannot be saved yet", "close it"
-        )
-        return None
     if file.is_regular and file.status.st_nlink == 0:
         known = shared_memory.find(
             capture, file.device, file.status.st_ino, file.link.removesuffix(" (deleted)")
@@ -36,25 +30,10 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> RegularFile | Obj
         if known is None:
             capture.refuse(file.subject, "this kind of memory cannot be saved yet", "close it")
             return None
-        if file.readable:
-            known.descriptor = file.descriptor
-        elif known.descriptor is None and not known.areas:
-            known.descriptor = _readable(capture, file)
+        known.link = known.link or f"/proc/self/fd/{file.descriptor}"
         capture.saved(file.subject)
         return ObjectFile(flags=file.flags, position=file.position, object=known.index)
     return _by_path(capture, file)
-
-
-def _readable(capture: Capture, file: OpenFile) -> int | None:
-    """A deleted file that is open for writing only is read through another description."""
-    try:
-        descriptor = os.open(f"/proc/self/fd/{file.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        capture.refuse(file.subject, f"is deleted and cannot be read: {error.strerror}", "close it")
-        return None
-    os.dup2(descriptor, file.descriptor, inheritable=False)
-    os.close(descriptor)
-    return file.descriptor
 
 
 def _by_path(capture: Capture, file: OpenFile) -> RegularFile | None:

@@ -41,6 +41,7 @@ from snapkernel.model import Content, Mapping, SharedMemory
 from snapkernel.resources.context import Build, Capture, Fill
 
 SEAL_SEAL = 1
+_WAYS_TO_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW | os.O_TMPFILE
 
 
 @dataclass
@@ -50,14 +51,14 @@ class SharedObject:
     Attributes:
         index: into ``Manifest.shared_memory``.
         areas: mappings of it.
-        descriptor: our own descriptor of it, if the process has one open.
+        link: where to open it, if the process has it open.
     """
 
     index: int
     kind: str
     name: str
     areas: list[procfs.Area] = field(default_factory=list)
-    descriptor: int | None = None
+    link: str = ""
 
 
 def kind_of(path: str) -> tuple[str, str] | None:
@@ -147,35 +148,48 @@ def save(capture: Capture) -> None:
 
 def _record(capture: Capture, known: SharedObject) -> SharedMemory:
     extent = max((a.offset + a.end - a.start for a in known.areas), default=0)
-    descriptor, seals, mode = known.descriptor, 0, 0
-    opened = -1
-    if descriptor is None and known.areas:
-        area = known.areas[0]
-        try:  # needs CAP_CHECKPOINT_RESTORE in the initial user namespace
-            path = f"/proc/{capture.pid}/map_files/{area.start:x}-{area.end:x}"
-            descriptor = opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            pass
+    opened = _open(capture, known)
     try:
-        contents = Content()
-        size = extent
-        if descriptor is not None:
-            status = os.fstat(descriptor)
+        content = Content()
+        size, seals, mode = extent, 0, 0
+        if opened is not None:
+            status = os.fstat(opened)
             size, mode = status.st_size, status.st_mode & 0o7777
             if known.kind == "memfd":
-                seals = fcntl.fcntl(descriptor, F_GET_SEALS)
+                seals = fcntl.fcntl(opened, F_GET_SEALS)
             if capture.save is not None:
-                contents = capture.save(FileSource(descriptor), _data_runs(descriptor, size))
-        elif capture.save is not None and known.areas:
+                content = capture.save(FileSource(opened), _data_runs(opened, size))
+        elif known.areas and capture.save is not None:
             area, runs = _through_mapping(capture, known)
-            size = max((a + n for a, n in runs), default=0) if known.kind != "anonymous" else size
-            contents = capture.save(MappedSource(capture, area), runs)
+            if known.kind != "anonymous":
+                size = max((offset + length for offset, length in runs), default=0)
+            content = capture.save(MappedSource(capture, area), runs)
         return SharedMemory(
-            kind=known.kind, name=known.name, size=size, seals=seals, mode=mode, content=contents
+            kind=known.kind, name=known.name, size=size, seals=seals, mode=mode, content=content
         )
     finally:
-        if opened >= 0:
+        if opened is not None:
             os.close(opened)
+
+
+def _open(capture: Capture, known: SharedObject) -> int | None:
+    """A description of our own, whose file offset is nobody else's: by one that the process has,
+    or by a mapping (which needs CAP_CHECKPOINT_RESTORE in the initial user namespace)."""
+    links = [known.link] if known.link else []
+    for area in known.areas[:1]:
+        links.append(f"/proc/{capture.pid}/map_files/{area.start:x}-{area.end:x}")
+    for link in links:
+        try:
+            return os.open(link, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+    if known.link and not known.areas:
+        capture.refuse(
+            f"deleted file {known.name}",
+            "cannot be opened for reading",
+            "close it, or take the snapshot as a user who may read it",
+        )
+    return None
 
 
 def _data_runs(descriptor: int, size: int) -> list[tuple[int, int]]:
@@ -324,7 +338,7 @@ def reopen(build: Build, batch: Batch, cell: Cell, flags: int, note: str) -> Cel
     fresh = Cell("reopened")
     batch.call("dup3", cell, number, os.O_CLOEXEC, note=note)
     path = f"/proc/self/fd/{number}\0".encode()
-    batch.call("openat", AT_FDCWD, path, flags, store=fresh, note=note)
+    batch.call("openat", AT_FDCWD, path, flags & ~_WAYS_TO_OPEN, store=fresh, note=note)
     batch.call("close", number)
     return fresh
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import struct
+from collections.abc import Iterator
 
 from snapkernel.freeze.batch import Batch, Cell
 
@@ -27,6 +29,8 @@ _TCP = (
     socket.TCP_DEFER_ACCEPT,
 )
 _LONGEST = 16
+_BUFFERS = ((1, socket.SO_SNDBUF), (2, socket.SO_RCVBUF))
+SO_BUF_LOCK = 72  # Linux 5.15: which buffer sizes were set by the program
 
 
 def _wanted(end: socket.socket) -> list[tuple[int, int]]:
@@ -57,7 +61,20 @@ def capture(end: socket.socket) -> tuple[Option, ...]:
     if kind not in _defaults:
         with socket.socket(*kind) as fresh:
             _defaults[kind] = frozenset(_read(fresh))
-    return tuple(option for option in _read(end) if option not in _defaults[kind])
+    found = [option for option in _read(end) if option not in _defaults[kind]]
+    return (*_buffers(end), *found)
+
+
+def _buffers(end: socket.socket) -> Iterator[Option]:
+    """Buffer sizes that the program has set; the kernel tells twice of what it was given."""
+    try:
+        locked = end.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK)
+    except OSError:
+        return
+    for bit, option in _BUFFERS:
+        if locked & bit:
+            size = end.getsockopt(socket.SOL_SOCKET, option) // 2
+            yield socket.SOL_SOCKET, option, struct.pack("=i", size)
 
 
 def rebuild(batch: Batch, cell: Cell, options: tuple[Option, ...], note: str) -> None:

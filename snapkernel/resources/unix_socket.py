@@ -99,7 +99,10 @@ def _diagnose(inode: int) -> tuple[int, int]:
 
 
 def _queued(capture: Capture, file: OpenFile, end: socket.socket) -> tuple[bytes, ...]:
-    """The messages that wait, without taking them."""
+    """The messages that wait, without taking them. Not looked at while the process runs: a message
+    of no bytes that was looked at before is passed over with SO_PEEK_OFF."""
+    if capture.target is None:
+        return ()
     messages: list[bytes] = []
     before = end.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
     end.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
@@ -117,7 +120,7 @@ def _queued(capture: Capture, file: OpenFile, end: socket.socket) -> tuple[bytes
                     capture.refuse(
                         file.subject, "has descriptors on their way in it", "receive them first"
                     )
-            if not data:
+            if not data and end.type & 15 == socket.SOCK_STREAM:
                 break
             messages.append(data)
     finally:
@@ -143,14 +146,15 @@ def create(build: Build, batch: Batch, record: UnixSocket, index: int) -> None:
     if record.peer is not None:
         candidate = build.manifest.descriptions[record.peer]
         peer = candidate if isinstance(candidate, UnixSocket) else None
-    _send(batch, other, record.queue, note)
-    if peer is not None:
-        _send(batch, mine, peer.queue, note)
     ends = [(mine, record, index)]
     if peer is not None and record.peer is not None and record.peer != index:
         ends.append((other, peer, record.peer))
-    for fresh, end, number in ends:
+    for fresh, end, _ in ends:
         socket_options.rebuild(batch, fresh, end.options, note)
+    _send(batch, other, record.queue, note)
+    if peer is not None:
+        _send(batch, mine, peer.queue, note)
+    for fresh, end, number in ends:
         build.keep(batch, fresh, number)
         cell = build.cells[number]
         batch.call("fcntl", cell, F_SETFL, end.flags & ~os.O_ACCMODE, note=note)
@@ -164,4 +168,4 @@ def create(build: Build, batch: Batch, record: UnixSocket, index: int) -> None:
 def _send(batch: Batch, sender: Cell, messages: tuple[bytes, ...], note: str) -> None:
     for message in messages:
         call = ("sendto", sender, message, len(message), socket.MSG_DONTWAIT, 0, 0)
-        batch.call(*call, note=note)
+        batch.call(*call, expect=len(message), note=note)
