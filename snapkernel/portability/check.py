@@ -50,6 +50,8 @@ def mismatches(manifest: Manifest) -> list[Finding]:
             path = description.path
         else:
             continue
+        if path.startswith("/proc/"):
+            continue  # of the process itself: there when it is
         if not os.path.exists(path):
             mismatch(f"file {path}", "is open in the snapshot and not here", "put it there")
     directory = manifest.processes[0].working_directory

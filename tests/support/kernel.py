@@ -56,6 +56,7 @@ class Kernel:
 
         IPython's and matplotlib's own folders are below `folder`, BLAS has two threads.
         """
+        folder.mkdir(parents=True, exist_ok=True)
         manager = KernelManager(
             kernel_name="python3", connection_file=str(folder / "connection.json")
         )
