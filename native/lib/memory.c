@@ -10,11 +10,29 @@
 
 enum { RUNS_AT_ONCE = 512 };
 
-/* Both directions walk the runs with one remote iovec per run. process_vm_*v stops at the first
- * page it cannot access and reports what it did; the rest of that run then goes by /proc/PID/mem,
- * which may access what the process itself may not. */
-static long transfer(int pid, int mem_fd, const uint64_t *runs, size_t count, uint8_t *buffer,
-                     int write, uint64_t *failed) {
+long sk_read_runs(int mem_fd, const uint64_t *runs, size_t count, uint8_t *buffer,
+                  uint64_t *failed) {
+  for (size_t i = 0; i < count; i++) {
+    uint64_t address = runs[2 * i], rest = runs[2 * i + 1];
+    while (rest) {
+      ssize_t moved = pread(mem_fd, buffer, rest, (off_t)address);
+      if (moved <= 0) {
+        *failed = address;
+        return moved < 0 ? -(long)errno : -EIO;
+      }
+      buffer += moved;
+      address += (uint64_t)moved;
+      rest -= (uint64_t)moved;
+    }
+  }
+  return 0;
+}
+
+/* One remote iovec per run. process_vm_writev stops at the first page that it cannot access and
+ * reports what it did; that page then goes by /proc/PID/mem, which may access what the process
+ * itself may not. */
+long sk_write_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, const uint8_t *buffer,
+                   uint64_t *failed) {
   struct iovec remote[RUNS_AT_ONCE];
   size_t done = 0;   /* runs that are complete */
   uint64_t skip = 0; /* bytes of the next run that are done */
@@ -27,21 +45,12 @@ static long transfer(int pid, int mem_fd, const uint64_t *runs, size_t count, ui
       remote[i].iov_len = run[1] - offset;
       length += remote[i].iov_len;
     }
-    struct iovec local = {buffer, length};
-    ssize_t moved = write ? process_vm_writev(pid, &local, 1, remote, batch, 0)
-                          : process_vm_readv(pid, &local, 1, remote, batch, 0);
+    struct iovec local = {(void *)(uintptr_t)buffer, length};
+    ssize_t moved = process_vm_writev(pid, &local, 1, remote, batch, 0);
     if (moved <= 0) {
-      if (moved < 0 && errno == ESRCH) {
-        *failed = runs[2 * done] + skip;
-        return -ESRCH;
-      }
-      /* The first page of the first run: one page at a time, until the fast way goes again. */
       uint64_t address = runs[2 * done] + skip, rest = runs[2 * done + 1] - skip;
       uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), piece = page - address % page;
-      if (piece > rest)
-        piece = rest;
-      moved = write ? pwrite(mem_fd, buffer, piece, (off_t)address)
-                    : pread(mem_fd, buffer, piece, (off_t)address);
+      moved = pwrite(mem_fd, buffer, piece < rest ? piece : rest, (off_t)address);
       if (moved <= 0) {
         *failed = address;
         return moved < 0 ? -(long)errno : -EIO;
@@ -61,16 +70,6 @@ static long transfer(int pid, int mem_fd, const uint64_t *runs, size_t count, ui
     }
   }
   return 0;
-}
-
-long sk_read_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, uint8_t *buffer,
-                  uint64_t *failed) {
-  return transfer(pid, mem_fd, runs, count, buffer, 0, failed);
-}
-
-long sk_write_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, const uint8_t *buffer,
-                   uint64_t *failed) {
-  return transfer(pid, mem_fd, runs, count, (uint8_t *)(uintptr_t)buffer, 1, failed);
 }
 
 /* PAGEMAP_SCAN (Documentation/admin-guide/mm/pagemap.rst), spelled out: the headers of many

@@ -4,9 +4,10 @@
 /* Memory of another process. A run is a pair of words: address, length. All functions return 0 or
  * -errno; after a failure failed[0] is the address that could not be read or written. */
 
-/* Copy the runs, one after the other, into the buffer: process_vm_readv(2), and /proc/PID/mem
- * (descriptor mem_fd) for what that refuses, such as PROT_NONE areas. */
-long sk_read_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, uint8_t *buffer,
+/* Copy the runs, one after the other, into the buffer, by /proc/PID/mem (descriptor mem_fd), which
+ * reads what the process itself may not, such as PROT_NONE areas. Not by process_vm_readv(2): that
+ * pins pages, and a pinned page of a forked process is copied first. */
+long sk_read_runs(int mem_fd, const uint64_t *runs, size_t count, uint8_t *buffer,
                   uint64_t *failed);
 
 /* The reverse: process_vm_writev(2), and /proc/PID/mem for pages that are not writable. */

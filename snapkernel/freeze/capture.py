@@ -60,14 +60,27 @@ class Survey:
         return self.areas if maps == self.maps else procfs.areas(maps)
 
 
+_LOOKS = 3
+
+
 def survey(pid: int) -> Survey:
     """Look at a running process, without touching it.
+
+    What it has may change while it is looked at; only what is refused three times is refused.
 
     Raises:
         TargetError: it does not exist or may not be examined.
         UnsupportedHost: its architecture is not supported here.
     """
     architecture_of(pid)
+    for _ in range(_LOOKS):
+        found = _look_from_outside(pid)
+        if all(finding.status != "refused" for finding in found.findings):
+            break
+    return found
+
+
+def _look_from_outside(pid: int) -> Survey:
     capture = Capture(pid)
     try:
         identity = process.capture_identity(capture)

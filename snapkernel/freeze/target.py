@@ -58,21 +58,29 @@ class Memory:
         Raises:
             TargetError: a page cannot be read; never are zeros given instead.
         """
-        self._transfer(lib.sk_read_runs, runs, ffi.from_buffer("uint8_t[]", buffer), "read")
+        words, failed = _words(runs), ffi.new("uint64_t *")
+        data = ffi.from_buffer("uint8_t[]", buffer)
+        result = lib.sk_read_runs(self._fd, words, len(runs), data, failed)
+        self._check(result, failed[0], "read")
 
     def write_runs(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
         """The reverse."""
-        self._transfer(lib.sk_write_runs, runs, ffi.from_buffer("uint8_t[]", buffer), "written")
+        words, failed = _words(runs), ffi.new("uint64_t *")
+        data = ffi.from_buffer("uint8_t[]", buffer)
+        result = lib.sk_write_runs(self.pid, self._fd, words, len(runs), data, failed)
+        self._check(result, failed[0], "written")
 
-    def _transfer(self, function, runs, data, verb: str) -> None:  # type: ignore[no-untyped-def]
-        words = ffi.new("uint64_t[]", [word for run in runs for word in run])
-        failed = ffi.new("uint64_t *")
-        result = function(self.pid, self._fd, words, len(runs), data, failed)
+    def _check(self, result: int, address: int, verb: str) -> None:
         if result < 0:
             raise TargetError(
-                f"memory at {failed[0]:#x} of process {self.pid}",
+                f"memory at {address:#x} of process {self.pid}",
                 f"cannot be {verb}: {os.strerror(-result)}",
             )
+
+
+def _words(runs: Sequence[tuple[int, int]]) -> object:
+    words: object = ffi.new("uint64_t[]", [word for run in runs for word in run])
+    return words
 
 
 class Target:
