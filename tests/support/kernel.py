@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -10,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from queue import Empty
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.manager import KernelManager
+from jupyter_client.connect import write_connection_file
+from jupyter_client.launcher import launch_kernel
 
 import snapkernel
+from support.conformance import Process
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,30 +26,29 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds after which a kernel that does not answer counts as hanging."""
 
+NOT_UNIQUE = re.compile(r"ERROR! Session/line number was not unique in database.*\n")
+"""What IPython says once when two copies of a kernel write into one history, each its line 7. It
+begins a new session then, and all is well."""
+
 
 class CellFailed(Exception):
     """A cell raised; the text is ``name: value`` of its exception."""
-
-
-class Owner(Protocol):
-    """How the kernel's process is ended."""
-
-    def end(self) -> None: ...
 
 
 class Kernel:
     """A kernel and its client.
 
     Attributes:
+        process: the kernel's.
         pid: of the kernel, as this host sees it.
         client: a connected client.
         connection_file: of the kernel.
     """
 
-    def __init__(self, pid: int, client: BlockingKernelClient, owner: Owner) -> None:
-        self.pid = pid
+    def __init__(self, process: Process, client: BlockingKernelClient) -> None:
+        self.process = process
+        self.pid = process.pid
         self.client = client
-        self.owner = owner
         self.connection_file = Path(client.connection_file)
         self.settle()
 
@@ -57,12 +59,10 @@ class Kernel:
         IPython's and matplotlib's own folders are below `folder`, BLAS has two threads.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        manager = KernelManager(
-            kernel_name="python3", connection_file=str(folder / "connection.json")
-        )
-        spec = manager.kernel_spec
-        assert spec is not None
-        spec.argv[0] = sys.executable
+        file = folder / "connection.json"
+        write_connection_file(str(file))
+        # With it, ipykernel would not capture descriptors 1 and 2, as it does elsewhere.
+        inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
         own = {
             "IPYTHONDIR": str(folder / "ipython"),
             "MPLBACKEND": "agg",
@@ -70,23 +70,19 @@ class Kernel:
             "OMP_NUM_THREADS": "2",
             "OPENBLAS_NUM_THREADS": "2",
         }
-        log = os.open(folder / "kernel.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            manager.start_kernel(
+        with open(folder / "kernel.log", "ab") as log:
+            process = launch_kernel(
+                [sys.executable, "-m", "ipykernel_launcher", "-f", str(file)],
+                stdout=log.fileno(),
+                stderr=log.fileno(),
                 cwd=str(folder),
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **own, **(environment or {})},
+                env={**inherited, **own, **(environment or {})},
             )
-        finally:
-            os.close(log)
-        provisioner = manager.provisioner
-        assert provisioner is not None
-        pid = provisioner.pid  # type: ignore[attr-defined]
         try:
-            return cls(pid, connect(folder / "connection.json"), _Managed(manager))
+            return cls(process, connect(file))
         except BaseException:
-            manager.shutdown_kernel(now=True)
+            process.kill()
+            process.wait(PATIENCE)
             raise
 
     @classmethod
@@ -109,7 +105,7 @@ class Kernel:
             assert restored.connection_file == folder / "connection.json"
             if client is None:
                 client = connect(restored.connection_file)
-            return cls(restored.pid, client, _Restored(restored))
+            return cls(restored, client)
         except BaseException:
             restored.kill()
             restored.wait(PATIENCE)
@@ -157,7 +153,7 @@ class Kernel:
                 continue
             content = message["content"]
             if message["msg_type"] == "stream":
-                text += content["text"]
+                text += NOT_UNIQUE.sub("", content["text"])
             elif message["msg_type"] in ("execute_result", "display_data"):
                 text += content["data"].get("text/plain", "")
             elif message["msg_type"] == "status" and content["execution_state"] == "idle":
@@ -200,14 +196,20 @@ class Kernel:
 
     def kill(self) -> BlockingKernelClient:
         """End the kernel's process at once, but keep the client."""
-        self.owner.end()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
         return self.client
+
+    def disconnect(self) -> None:
+        """Close the client's connections."""
+        self.client.stop_channels()
+        self.client.context.destroy(linger=0)
 
     def close(self) -> None:
         """End the kernel and the client."""
-        self.owner.end()
-        self.client.stop_channels()
-        self.client.context.destroy(linger=0)
+        self.kill()
+        self.disconnect()
 
     def __enter__(self) -> Self:
         return self
@@ -227,25 +229,3 @@ def connect(connection_file: Path) -> BlockingKernelClient:
     client.load_connection_file()
     client.start_channels()
     return client
-
-
-class _Managed:
-    def __init__(self, manager: KernelManager) -> None:
-        self.manager = manager
-
-    def end(self) -> None:
-        if self.manager.has_kernel:
-            # The file stays: a kernel restored on the same ports is reached through it.
-            self.manager.cleanup_connection_file = lambda: None  # type: ignore[method-assign]
-            self.manager.shutdown_kernel(now=True)
-            self.manager.context.destroy(linger=0)
-
-
-class _Restored:
-    def __init__(self, restored: snapkernel.RestoredProcess) -> None:
-        self.restored = restored
-
-    def end(self) -> None:
-        if self.restored.poll() is None:
-            self.restored.kill()
-        self.restored.wait(PATIENCE)
