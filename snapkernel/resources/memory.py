@@ -8,6 +8,7 @@ kernel may or may not have merged - so they are recorded as one.
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Iterable, Sequence
 
@@ -15,10 +16,12 @@ from snapkernel import procfs
 from snapkernel.constants import (
     MADV_DONTDUMP,
     MADV_DONTFORK,
+    MADV_DONTNEED,
     MADV_GUARD_INSTALL,
     MADV_HUGEPAGE,
     MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
+    MADV_POPULATE_WRITE,
     MADV_RANDOM,
     MADV_SEQUENTIAL,
     MADV_WIPEONFORK,
@@ -33,6 +36,7 @@ from snapkernel.constants import (
     PR_SET_VMA_ANON_NAME,
     PROT_WRITE,
 )
+from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import scan_pages
 from snapkernel.model import RUN, Mapping
@@ -241,13 +245,26 @@ def _while_filling(mapping: Mapping) -> int:
     return mapping.protection
 
 
+def _holds_any(mapping: Mapping, runs: list[tuple[int, int]]) -> bool:
+    """Some page of the mapping is in one of the runs, which are ascending."""
+    at = bisect.bisect_left(runs, (mapping.start, 0))
+    begins_in_it = at < len(runs) and runs[at][0] < mapping.end
+    reaches_into_it = at > 0 and sum(runs[at - 1]) > mapping.start
+    return begins_in_it or reaches_into_it
+
+
 def rebuild_protection(build: Build) -> Batch:
     """After the fill: final protections, guard pages, locks."""
     batch = Batch("protect memory")
+    runs = list(build.process.memory.content.iter_runs())
     for mapping in build.process.memory.mappings:
         length = mapping.end - mapping.start
         note = f"memory {mapping.start:#x}-{mapping.end:#x}"
         if _while_filling(mapping) != mapping.protection:
+            if mapping.file is None and not _holds_any(mapping, runs):
+                # An area that never had a page would not stay accounted (mm/mprotect.c).
+                for advice in (MADV_POPULATE_WRITE, MADV_DONTNEED):
+                    batch.call("madvise", mapping.start, PAGE, advice, check=False, note=note)
             batch.call("mprotect", mapping.start, length, mapping.protection, note=note)
         if "lo" in mapping.flags:
             batch.call("mlock", mapping.start, length, note=note)

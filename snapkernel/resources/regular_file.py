@@ -32,7 +32,8 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> RegularFile | Obj
             return None
         known.link = known.link or f"/proc/self/fd/{file.descriptor}"
         capture.saved(file.subject)
-        return ObjectFile(flags=file.flags, position=file.position, object=known.index)
+        flags = file.flags & ~shared_memory.WAYS_TO_OPEN
+        return ObjectFile(flags=flags, position=file.position, object=known.index)
     return _by_path(capture, file)
 
 

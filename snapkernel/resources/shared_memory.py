@@ -41,7 +41,7 @@ from snapkernel.model import Content, Mapping, SharedMemory
 from snapkernel.resources.context import Build, Capture, Fill
 
 SEAL_SEAL = 1
-_WAYS_TO_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW | os.O_TMPFILE
+WAYS_TO_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW | os.O_TMPFILE
 
 
 @dataclass
@@ -338,7 +338,7 @@ def reopen(build: Build, batch: Batch, cell: Cell, flags: int, note: str) -> Cel
     fresh = Cell("reopened")
     batch.call("dup3", cell, number, os.O_CLOEXEC, note=note)
     path = f"/proc/self/fd/{number}\0".encode()
-    batch.call("openat", AT_FDCWD, path, flags & ~_WAYS_TO_OPEN, store=fresh, note=note)
+    batch.call("openat", AT_FDCWD, path, flags & ~WAYS_TO_OPEN, store=fresh, note=note)
     batch.call("close", number)
     return fresh
 

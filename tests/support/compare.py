@@ -15,11 +15,14 @@ from snapkernel.freeze import capture as looking
 from snapkernel.model import (
     ClosedSocket,
     Content,
+    Epoll,
     Manifest,
+    PosixTimer,
     Process,
     RegularFile,
     Stream,
     TcpListener,
+    TimerDescriptor,
 )
 from snapkernel.resources import memory, threads
 from snapkernel.resources.context import Capture
@@ -69,6 +72,19 @@ def differences(manifest: Manifest, held: Held, store: Store) -> list[str]:
             )
             compare(
                 "siginfo", [p.info for p in first.pending], [p.info for p in second.process.pending]
+            )
+        elif name == "interval_timers":
+            # Time goes on: the interval is the same, and the timer is still set.
+            for one, other in zip(
+                first.interval_timers, second.process.interval_timers, strict=True
+            ):
+                compare("interval of a timer", one[:16], other[:16])
+                compare("timer is set", any(one[16:]), any(other[16:]))
+        elif name == "timers":
+            compare(
+                name,
+                list(map(_standing, first.timers)),
+                list(map(_standing, second.process.timers)),
             )
         else:
             compare(name, getattr(first, name), getattr(second.process, name))
@@ -136,7 +152,18 @@ def _comparable(description: Any) -> Any:
         return description.flags, description.position, description.file.path
     if isinstance(description, TcpListener):
         return description.family, description.address, description.backlog, description.options
+    if isinstance(description, Epoll):
+        # EPOLLERR and EPOLLHUP are always reported; only a used-up EPOLLONESHOT lacks them.
+        targets = [msgspec.structs.replace(t, events=t.events | 0x18) for t in description.targets]
+        return description.flags, targets
+    if isinstance(description, TimerDescriptor):
+        return msgspec.structs.replace(description, value=bool(description.value))
     return description
+
+
+def _standing(timer: PosixTimer) -> PosixTimer:
+    """A timer without the time that it has left."""
+    return msgspec.structs.replace(timer, setting=timer.setting[:16])
 
 
 def _compare_memory(
