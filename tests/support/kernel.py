@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds after which a kernel that does not answer counts as hanging."""
 
-NOT_UNIQUE = re.compile(r"ERROR! Session/line number was not unique in database.*\n")
-"""What IPython says once when two copies of a kernel write into one history, each its line 7. It
-begins a new session then, and all is well."""
+NOT_UNIQUE = re.compile(r"ERROR! Session/line number was not unique.*?(new session \d+\n|$)", re.S)
+"""What IPython says, in parts, when two copies of a kernel write into one history, each its
+line 7. It begins a new session then, and all is well."""
 
 
 class CellFailed(Exception):
@@ -153,7 +153,7 @@ class Kernel:
                 continue
             content = message["content"]
             if message["msg_type"] == "stream":
-                text += NOT_UNIQUE.sub("", content["text"])
+                text += content["text"]
             elif message["msg_type"] in ("execute_result", "display_data"):
                 text += content["data"].get("text/plain", "")
             elif message["msg_type"] == "status" and content["execution_state"] == "idle":
@@ -165,7 +165,7 @@ class Kernel:
         if reply["content"]["status"] != "ok":
             found = reply["content"]
             raise CellFailed(f"{found.get('ename')}: {found.get('evalue')}")
-        return text
+        return NOT_UNIQUE.sub("", text)
 
     def until_printed(self, request: str, text: str, timeout: float = PATIENCE) -> None:
         """Wait until the cell has printed `text`: it is where the test wants it to be."""
