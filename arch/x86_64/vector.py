@@ -27,7 +27,8 @@ COMPONENTS = {
 _LEGACY = 464  # FXSAVE without the bytes that are left to software
 _HEADER = 512
 _SIZE = 16384
-_IN_FXSAVE = 0b11  # x87 and SSE
+_INITIAL_X87 = b"\x7f\x03" + bytes(22)
+_INITIAL_MXCSR = b"\x80\x1f\x00\x00"
 
 
 def _layout() -> dict[int, tuple[int, int]]:
@@ -55,7 +56,7 @@ def get(tid: int) -> dict[str, bytes]:
     """The components that are not in their initial state."""
     area = _read(tid)
     (in_use,) = struct.unpack_from("<Q", area, _HEADER)
-    components = {"fxsave": area[:_LEGACY], "in_use": struct.pack("<Q", in_use & _IN_FXSAVE)}
+    components = {"fxsave": area[:_LEGACY]}
     for number in range(2, 63):
         if in_use >> number & 1:
             if number not in COMPONENTS or number not in _HERE:
@@ -63,8 +64,18 @@ def get(tid: int) -> dict[str, bytes]:
                     f"thread {tid}", f"uses the unknown vector state component {number}"
                 )
             offset, size = _HERE[number]
-            components[COMPONENTS[number]] = area[offset : offset + size]
+            content = area[offset : offset + size]
+            # A processor may say "in use" of a state that equals the initial one, which is zero.
+            if any(content):
+                components[COMPONENTS[number]] = content
     return components
+
+
+def _in_use(fxsave: bytes) -> int:
+    """Which of x87 (bit 0) and SSE (bit 1) are not in their initial state."""
+    x87 = fxsave[:24] != _INITIAL_X87 or any(fxsave[32:160])
+    sse = fxsave[24:28] != _INITIAL_MXCSR or any(fxsave[160:416])
+    return x87 | sse << 1
 
 
 def set(tid: int, components: Mapping[str, bytes]) -> None:
@@ -73,7 +84,7 @@ def set(tid: int, components: Mapping[str, bytes]) -> None:
     area = bytearray(len(present))
     area[_LEGACY:_HEADER] = present[_LEGACY:_HEADER]
     area[:_LEGACY] = components["fxsave"]
-    (in_use,) = struct.unpack("<Q", components["in_use"])
+    in_use = _in_use(components["fxsave"])
     for number, name in COMPONENTS.items():
         if name not in components:
             continue
