@@ -18,7 +18,7 @@ from snapkernel.thaw.restore import hold
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
-@pytest.mark.parametrize("name", program_names())
+@pytest.mark.parametrize("name", list(program_names()))
 def test_second_dump(name: str, compiler: Compiler, tmp_path: Path, store: str) -> None:
     """The restored process, held before its first instruction, is the one that was saved."""
     with start(compiler.command(name), tmp_path) as original:
