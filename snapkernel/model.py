@@ -25,6 +25,12 @@ CHUNK = struct.Struct("<32sIIIIB")
 """One chunk in ``Content.chunks``: BLAKE3 of its bytes, index into ``Manifest.packs``, offset in
 that pack, stored length, length, codec."""
 
+ADDRESSES = 1 << 64
+"""Addresses that there can be."""
+
+_FEWEST_REGISTERS = 16 * 8
+"""Bytes: no 64-bit architecture has fewer registers than sixteen."""
+
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
 DescriptorNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
@@ -588,3 +594,62 @@ class Manifest(Record, frozen=True, kw_only=True):
     pause_s: float = 0.0
     jupyter: dict[str, str | int] | None = None
     notes: tuple[Note, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no process can be: a store is untrusted input."""
+        if not self.processes:
+            raise ValueError("it has no process")
+        for description in self.descriptions:
+            self._check_description(description)
+        for process in self.processes:
+            what = f"process {process.pid}"
+            _index(f"{what}: executable", process.file, self.files)
+            for descriptor in process.descriptors:
+                where = f"{what}: descriptor {descriptor.number}"
+                _index(where, descriptor.description, self.descriptions)
+            self._check_memory(what, process.memory)
+            self._check_threads(what, process)
+
+    def _check_description(self, description: AnyDescription) -> None:
+        match description:
+            case ObjectFile(object=number):
+                _index("shared object of a descriptor", number, self.shared_memory)
+            case PipeEnd(pipe=number):
+                _index("pipe of a descriptor", number, self.pipes)
+            case UnixSocket(peer=int(number)):
+                _index("peer of a socket", number, self.descriptions)
+            case Epoll(targets=targets):
+                for target in targets:
+                    _index("watched by epoll", target.description, self.descriptions)
+
+    def _check_memory(self, what: str, memory: AddressSpace) -> None:
+        end = 0
+        for mapping in memory.mappings:
+            where = f"{what}: mapping at {mapping.start:#x}"
+            if not end <= mapping.start < mapping.end <= ADDRESSES:
+                raise ValueError(f"{where} is empty, too large or overlaps the one before")
+            end = mapping.end
+            if mapping.file is not None:
+                _index(where, mapping.file, self.files)
+            if mapping.object is not None:
+                _index(where, mapping.object, self.shared_memory)
+        vdso = memory.vdso
+        if vdso is None:
+            return
+        inside = [(vdso.text_start, vdso.text_start + len(vdso.text))]
+        inside += [(start, end) for _, start, end in vdso.parts]
+        if not all(vdso.start <= start < end <= vdso.end <= ADDRESSES for start, end in inside):
+            raise ValueError(f"{what}: a part of the vdso is outside of it")
+
+    def _check_threads(self, what: str, process: Process) -> None:
+        if not process.threads or process.threads[0].tid != process.pid:
+            raise ValueError(f"{what}: its first thread is not the main thread")
+        size = len(process.threads[0].registers)
+        for thread in process.threads:
+            if len(thread.registers) != size or size < _FEWEST_REGISTERS:
+                raise ValueError(f"{what}: thread {thread.tid} has too few or too many registers")
+
+
+def _index(what: str, number: int, table: tuple[object, ...]) -> None:
+    if number >= len(table):
+        raise ValueError(f"{what}: refers to entry {number} of {len(table)}")

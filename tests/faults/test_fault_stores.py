@@ -124,6 +124,23 @@ def overlapping_mappings(manifest: dict[str, Any]) -> None:
     mappings[1] = dict(mappings[0])
 
 
+def dangling_object(manifest: dict[str, Any]) -> None:
+    manifest["processes"][0]["memory"]["mappings"][0]["object"] = 9999
+
+
+def dangling_pipe(manifest: dict[str, Any]) -> None:
+    manifest["pipes"] = []
+    manifest["descriptions"][0] = {"kind": "pipe", "pipe": 0, "writable": False}
+
+
+def vdso_elsewhere(manifest: dict[str, Any]) -> None:
+    manifest["processes"][0]["memory"]["vdso"]["text_start"] = 0x1000
+
+
+def no_main_thread(manifest: dict[str, Any]) -> None:
+    manifest["processes"][0]["threads"][0]["tid"] += 1
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -136,6 +153,10 @@ def overlapping_mappings(manifest: dict[str, Any]) -> None:
         no_process,
         short_registers,
         overlapping_mappings,
+        dangling_object,
+        dangling_pipe,
+        vdso_elsewhere,
+        no_main_thread,
     ],
 )
 def test_wrong_manifest(change: Callable[[dict[str, Any]], None], folder: Path, store: str) -> None:

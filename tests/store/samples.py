@@ -12,10 +12,12 @@ from snapkernel.model import (
     Clocks,
     Content,
     Credentials,
+    FileIdentity,
     Host,
     Manifest,
     MemoryLayout,
     Process,
+    Thread,
 )
 from snapkernel.store import Store
 
@@ -58,7 +60,7 @@ def make_manifest(content: Content | None = None, **fields: Any) -> Manifest:
         working_directory="/",
         umask=0o22,
         memory=memory,
-        threads=(),
+        threads=(Thread(tid=7, name="true", registers=bytes(216), vector={}, signal_mask=0),),
         descriptors=(),
         credentials=Credentials(uids=(0, 0, 0, 0), gids=(0, 0, 0, 0)),
         actions={},
@@ -75,6 +77,7 @@ def make_manifest(content: Content | None = None, **fields: Any) -> Manifest:
         ),
         "clocks": Clocks(monotonic_ns=1, boottime_ns=1, realtime_ns=1),
         "processes": (process,),
+        "files": (FileIdentity(path="/bin/true", size=1, mtime_ns=1),),
     }
     return Manifest(**{**given, **fields})
 
