@@ -1,7 +1,7 @@
 """What snapkernel needs of a host, tried one by one as this user.
 
 Sources: ptrace(2) and the kernel's Documentation/admin-guide/LSM/Yama.rst, pidfd_getfd(2) (Linux
-5.6), kcmp(2), process_vm_readv(2), namespaces(7), clone(2) on set_tid (Linux 5.5),
+5.6), kcmp(2), proc(5), namespaces(7), clone(2) on set_tid (Linux 5.5),
 PAGEMAP_SCAN (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst), userfaultfd(2).
 """
 
@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapkernel import arch, procfs
-from snapkernel._native import ffi, lib
+from snapkernel._native import lib
 from snapkernel.errors import SnapkernelError
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
+from snapkernel.freeze.target import Memory
 
 OLDEST_LINUX = (5, 15)
 PAGEMAP_SCAN_LINUX = (6, 7)
@@ -162,12 +163,15 @@ def comparing(pid: int) -> Check:
 
 
 def memory(pid: int) -> Check:
-    """process_vm_readv(2): the beginning of the child's program."""
-    start = int(Path(f"/proc/{pid}/maps").read_text().partition("-")[0], 16)
-    buffer, failed = ffi.new("uint8_t[4]"), ffi.new("uint64_t[1]")
-    runs = ffi.new("uint64_t[]", [start, 4])
-    result = lib.sk_read_runs(pid, -1, runs, 1, buffer, failed)
-    return _call("process_vm_readv", result, "allow it in the container's seccomp profile")
+    """/proc/PID/mem (proc(5)): the beginning of the child's program."""
+    name, remedy = "memory of other processes", "let the container see all of /proc"
+    try:
+        start = procfs.areas(procfs.text(f"/proc/{pid}/maps"))[0].start
+        with contextlib.closing(Memory(pid)) as source:
+            found = source.read(start, 4)
+    except (OSError, SnapkernelError) as error:
+        return Check(name, "missing", str(error), remedy)
+    return _needed(name, len(found) == 4, "", remedy)
 
 
 def page_scanner() -> Check:
