@@ -45,7 +45,8 @@ class Finding:
         object: the object, named as the user knows it.
         status: ``"saved"``, ``"replaced"`` (something equivalent stands in its place after
             a restore, such as a standard stream), ``"closed"`` (comes back as a closed
-            connection) or ``"refused"``.
+            connection), ``"shared"`` (belongs to a file, and is not in the snapshot) or
+            ``"refused"``.
         reason: why the status is what it is.
         remedy: what to do about it, where something can be done.
     """
@@ -67,6 +68,7 @@ class CannotCheckpoint(SnapkernelError):
         if more:
             reason += f" (and {more} more; `snapkernel explain` lists them)"
         super().__init__(object, reason, first.remedy)
+        self.args = (object, self.findings)
 
 
 class CannotRestore(SnapkernelError):
@@ -77,6 +79,7 @@ class CannotRestore(SnapkernelError):
     ) -> None:
         self.findings = tuple(findings)
         super().__init__(object, reason, remedy)
+        self.args = (object, reason, remedy, self.findings)
 
 
 class BatchFailed(SnapkernelError):
@@ -89,6 +92,7 @@ class BatchFailed(SnapkernelError):
     def __init__(self, object: str, reason: str, errno: int, remedy: str = "") -> None:
         self.errno = errno
         super().__init__(object, reason, remedy)
+        self.args = (object, reason, errno, remedy)
 
 
 class StoreError(SnapkernelError):

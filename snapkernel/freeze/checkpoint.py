@@ -10,6 +10,7 @@ With ``stop``, and where no copy can be had, the process stays frozen until its 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import gc
 import os
@@ -99,6 +100,10 @@ def checkpoint(
 ) -> Snapshot:
     """Save a process. It goes on running, unless ``stop``.
 
+    The work is done by a small process of its own (``freezer``): a process that waits for its
+    children, handles signals or is killed, as a server may be, cannot come between the freezer and
+    its target.
+
     Args:
         pid: on this host.
         store: where to; see ``Store.open``. It is made when it does not exist.
@@ -112,11 +117,41 @@ def checkpoint(
         StoreError: the store cannot be written. The process is unharmed.
         InvalidName: the name cannot be used.
     """
+    from snapkernel.freeze import freezer
+
     began = time.perf_counter()
     if name:
         check_name(name)
     if pid == os.getpid():
         raise TargetError(f"process {pid}", "cannot freeze itself", "call from another process")
+    where = store if isinstance(store, Store) else Store.open(store, create=True)
+    if where.url.startswith("memory:") or _only_ancestors_may_trace():
+        return checkpoint_here(pid, store=where, name=name, stop=stop, progress=progress)
+    snapshot = freezer.run(pid, where.url, name, stop, progress)
+    return dataclasses.replace(snapshot, safe_s=time.perf_counter() - began)
+
+
+def _only_ancestors_may_trace() -> bool:
+    """Yama's ptrace_scope 1: our child could not trace what we can."""
+    try:
+        return (
+            os.geteuid() != 0 and procfs.text("/proc/sys/kernel/yama/ptrace_scope").strip() != "0"
+        )
+    except OSError:
+        return False
+
+
+def checkpoint_here(
+    pid: int,
+    *,
+    store: Store,
+    name: str = "",
+    stop: bool = False,
+    progress: Progress | None = None,
+) -> Snapshot:
+    """The same as :func:`checkpoint`, in this process and thread, which must not wait for children
+    or be interrupted meanwhile."""
+    began = time.perf_counter()
     timings: dict[str, float] = {}
 
     def mark(step: str) -> None:
@@ -125,13 +160,14 @@ def checkpoint(
     survey = looking.survey(pid)
     looking.refuse(pid, survey.findings)
     connection = _connection(pid)
-    where = store if isinstance(store, Store) else Store.open(store, create=True)
     mark("survey")
     with (
-        where.writer() as writer,
+        store.writer() as writer,
         contextlib.closing(_Shot(pid, writer, survey, stop, progress, mark)) as shot,
     ):
         shot.take()
+        if progress is not None:
+            progress("committing", 0, 0)
         manifest = writer.commit(shot.manifest(name, connection))
         mark("commit")
         safe = time.perf_counter() - began

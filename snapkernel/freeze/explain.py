@@ -21,5 +21,5 @@ def explain(pid: int) -> list[Finding]:
     if int(procfs.status(pid).get("TracerPid", "0")) not in (0, os.getpid()):
         error = why_not(pid, 0)
         findings.append(Finding(error.object, "refused", error.reason, error.remedy))
-    order = {"refused": 0, "closed": 1, "replaced": 2, "saved": 3}
+    order = {"refused": 0, "closed": 1, "shared": 2, "replaced": 3, "saved": 4}
     return sorted(findings, key=lambda finding: order.get(finding.status, 0))

@@ -70,19 +70,19 @@ def fork(target: Target, agent: Agent) -> Copy:
         copy, _ = _clone(target, agent, helper, 0)
     finally:
         _end_helper(target, agent, helper, inner)
-    result = Copy(Target(copy, [copy]))
     try:
         # Killed rather than the user's kernel when memory runs short.
         with suppress(OSError), open(f"/proc/{copy}/oom_score_adj", "w") as file:
             file.write("1000")
+        result = Target(copy, [copy])
         close = Batch("close the copy's descriptors")
         close.call("close_range", 0, 0xFFFFFFFF, 0)
-        result.target.registers[copy] = target.registers[target.leader]
-        Agent(result.target, agent.base, live=False).run(close)
+        result.registers[copy] = target.registers[target.leader]
+        Agent(result, agent.base, live=False).run(close)
     except BaseException:
-        result.end()
+        _kill(copy)
         raise
-    return result
+    return Copy(result)
 
 
 def _clone(target: Target, agent: Agent, tid: int, flags: int) -> tuple[int, int]:
@@ -100,14 +100,19 @@ def _clone(target: Target, agent: Agent, tid: int, flags: int) -> tuple[int, int
     return child, call.result
 
 
+def _kill(pid: int) -> None:
+    """Kill a child that was made here, and wait until it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    status = ffi.new("int *")
+    while lib.sk_wait(pid, 0, status) >= 0 and os.WIFSTOPPED(status[0]):
+        pass
+
+
 def _end_helper(target: Target, agent: Agent, helper: int, inner: int) -> None:
     """End the helper and have the process take its exit status."""
     target.registers.pop(helper, None)
     target.masks.pop(helper, None)
-    os.kill(helper, signal.SIGKILL)
-    status = ffi.new("int *")
-    while lib.sk_wait(helper, 0, status) >= 0 and os.WIFSTOPPED(status[0]):
-        pass
+    _kill(helper)
     batch = Batch("take the helper's exit status")
     batch.call("wait4", inner, 0, WCLONE, 0, check=False)
     agent.run(batch)

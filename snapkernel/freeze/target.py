@@ -12,6 +12,7 @@ its signal. A process that was stopped by a signal goes back to that stop when i
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -116,13 +117,18 @@ class Target:
 
     def release(self) -> None:
         """Let all threads go on. Those that ended meanwhile are no error."""
-        if self.stop_again:
+        if self.stop_again and not self._will_continue():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGSTOP)
-        for tid in self.tids:
-            with suppress(TargetError):
-                tracing.request(tracing.DETACH, tid)
+        _let_go(self.tids)
         self.memory.close()
+
+    def _will_continue(self) -> bool:
+        """A SIGCONT has come after the SIGSTOP that was held back."""
+        with suppress(TargetError, KeyError):
+            pending = int(procfs.status(self.pid)["ShdPnd"], 16)
+            return bool(pending >> signal.SIGCONT - 1 & 1)
+        return False
 
     def kill(self) -> None:
         """End the process and wait until it is gone."""
@@ -155,9 +161,7 @@ def freeze(pid: int) -> Iterator[Target]:
     try:
         target = Target(pid, tids, stopped)
     except BaseException:
-        for tid in tids:
-            with suppress(TargetError):
-                tracing.request(tracing.DETACH, tid)
+        _let_go(tids)
         raise
     try:
         yield target
@@ -168,58 +172,71 @@ def freeze(pid: int) -> Iterator[Target]:
 def _seize_all(pid: int) -> tuple[list[int], int]:
     """Seize and stop threads until no new one appears: a running thread may start others."""
     seized: list[int] = []
+    gone: set[int] = set()
     stopped = 0
     try:
-        while True:
-            new = [tid for tid in procfs.tids(pid) if tid not in seized]
-            if not new:
-                break
-            began = [tid for tid in new if _seize(tid, pid)]
+        while new := [t for t in procfs.tids(pid) if t not in seized and t not in gone]:
+            began = []
+            for tid in new:
+                if _seize(tid, pid):
+                    seized.append(tid)  # before anything else: from now on it must be let go
+                    began.append(tid)
             for tid in began:
                 stop = _await_stop(tid)
-                if stop is not None:
-                    seized.append(tid)
+                if stop is None:
+                    seized.remove(tid)
+                    gone.add(tid)
+                else:
                     stopped = stopped or stop
         if pid not in seized:
             raise TargetError(f"process {pid}", "its main thread has ended")
-    except FileNotFoundError:
-        raise TargetError(f"process {pid}", "there is no such process") from None
-    except BaseException:
         for tid in seized:
-            with suppress(TargetError):
-                tracing.request(tracing.DETACH, tid)
+            # Not when seizing: a thread that is born traced could not be told from a new one.
+            tracing.request(tracing.SETOPTIONS, tid, 0, O_LIVE)
+    except BaseException as error:
+        _let_go(seized)
+        if isinstance(error, FileNotFoundError):
+            raise TargetError(f"process {pid}", "there is no such process") from None
         raise
     return sorted(seized, key=lambda tid: (tid != pid, tid)), stopped
 
 
+def _let_go(tids: Sequence[int]) -> None:
+    """Detach threads; of those that have ended take the status, or they would stay zombies."""
+    for tid in tids:
+        try:
+            tracing.request(tracing.DETACH, tid)
+        except TargetError:
+            lib.sk_wait(tid, 1, ffi.new("int *"))
+
+
 def _seize(tid: int, pid: int) -> bool:
     """Start tracing a thread; false when it ended before."""
-    result = lib.sk_ptrace(tracing.SEIZE, tid, 0, O_LIVE)
-    if result == -3 and tid != pid:  # ESRCH: gone since the list was read
+    result = lib.sk_ptrace(tracing.SEIZE, tid, 0, tracing.O_TRACESYSGOOD)
+    if result == -errno.ESRCH and tid != pid:
         return False
     if result < 0:
         raise why_not(pid, -result)
-    with suppress(tracing.Died):
-        tracing.request(tracing.INTERRUPT, tid)
     return True
 
 
 def _await_stop(tid: int) -> int | None:
-    """Wait for the stop that was asked for; the signal of a group stop, else 0, or ``None`` when
-    the thread ended."""
-    while True:
-        try:
+    """Have a thread stop; the signal of a group stop that it is in, else 0, or ``None`` when it
+    ended. A stop for another reason may swallow the request, so it is made again."""
+    try:
+        while True:
+            tracing.request(tracing.INTERRUPT, tid)
             status = tracing.wait(tid)
             stop_signal = os.WSTOPSIG(status)
-            if status >> 16 == tracing.EVENT_STOP:
-                return stop_signal if stop_signal != signal.SIGTRAP else 0
             event = status >> 16
+            if event == tracing.EVENT_STOP:
+                return stop_signal if stop_signal != signal.SIGTRAP else 0
             tracing.request(tracing.CONT, tid, 0, 0 if event else stop_signal)
-        except tracing.Died:
-            return None
+    except tracing.Died:
+        return None
 
 
-def why_not(pid: int, errno: int) -> SnapkernelError:
+def why_not(pid: int, number: int) -> SnapkernelError:
     """The error that explains why a process cannot be traced."""
     subject = f"process {pid}"
     try:
@@ -251,4 +268,4 @@ def why_not(pid: int, errno: int) -> SnapkernelError:
                 "start the kernel through snapkernel, take the snapshot with %checkpoint inside "
                 "it, or set kernel.yama.ptrace_scope to 0",
             )
-    return TargetError(subject, f"cannot be traced: {os.strerror(errno)}")
+    return TargetError(subject, f"cannot be traced: {os.strerror(number)}")

@@ -1,0 +1,104 @@
+"""The freezer: a process of its own that takes one snapshot.
+
+ptrace(2) stops are reported to whichever thread of the tracer's process waits first, so a process
+that also waits for children of its own could swallow one and leave the target frozen for ever; and
+an exception out of a signal handler could come between two steps that belong together. So a small
+process does it, in a session of its own, with signals blocked, and nothing else to do. Caller and
+freezer speak over two pipes; when the caller is gone, the freezer gives up at its next message and
+the target goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import signal
+import subprocess
+import sys
+from typing import BinaryIO
+
+from snapkernel.errors import SnapkernelError, StoreError
+from snapkernel.freeze.checkpoint import Progress, Snapshot, checkpoint_here
+from snapkernel.store import Store
+
+_BLOCKED = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGTSTP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+
+def run(pid: int, url: str, name: str, stop: bool, progress: Progress | None) -> Snapshot:
+    """Have a freezer take a snapshot, and return it or raise what it raised.
+
+    Raises:
+        SnapkernelError: the freezer's own error, or that it ended without a word.
+    """
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; import snapkernel.freeze.freezer as f; f.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        pickle.dump((pid, url, name, stop), process.stdin)
+        process.stdin.flush()
+        while True:
+            kind, *content = pickle.load(process.stdout)
+            if kind == "progress":
+                if progress is not None:
+                    progress(*content)
+            elif kind == "error":
+                raise content[0]
+            else:
+                snapshot: Snapshot = content[0]
+                return snapshot
+    except (EOFError, BrokenPipeError):
+        raise SnapkernelError(
+            "freezer", f"ended without an answer (status {process.wait()})", "try again"
+        ) from None
+    finally:
+        # It ends by itself: at once when it has answered, at its next message otherwise.
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        if sys.exc_info()[0] is None:
+            process.wait()
+
+
+def main() -> None:
+    """Take the snapshot that the caller asks for on standard input; answer on standard output."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    answer = sys.stdout.buffer
+
+    def tell(title: str, done: int, total: int) -> None:
+        _send(answer, ("progress", title, done, total))
+
+    pid, url, name, stop = pickle.load(sys.stdin.buffer)
+    try:
+        message: tuple[str, object] = (
+            "snapshot",
+            checkpoint_here(pid, store=Store.open(url), name=name, stop=stop, progress=tell),
+        )
+    except SnapkernelError as error:
+        message = ("error", error)
+    except BrokenPipeError:
+        return
+    except OSError as error:
+        message = ("error", StoreError(f"checkpoint of process {pid}", str(error)))
+    with contextlib.suppress(BrokenPipeError):
+        _send(answer, message)
+
+
+def _send(pipe: BinaryIO, message: object) -> None:
+    pickle.dump(message, pipe)
+    pipe.flush()
