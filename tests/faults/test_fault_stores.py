@@ -205,6 +205,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)]
     done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode and os.geteuid() != 0:
+        pytest.skip("test_small_disks_of_a_user runs it")
     if done.returncode:
         pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
     yield place
@@ -236,12 +238,27 @@ def test_full_disk(small_disk: Path, compiler: Compiler, tmp_path: Path) -> None
 def test_store_that_cannot_be_written(
     small_disk: Path, target: Conversation, tmp_path: Path
 ) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(small_disk)], check=True)
     pid = target.process.pid
     url = (small_disk / "store").as_uri()
     error = refused(lambda: snapkernel.checkpoint(pid, store=url), StoreError)
     assert error.remedy
     assert files(small_disk) == {}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root mounts small disks itself")
+def test_small_disks_of_a_user(tmp_path: Path) -> None:
+    """Other users mount file systems in namespaces of their own."""
+    tests = ["test_full_disk", "test_store_that_cannot_be_written"]
+    python = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
+    chosen = [f"--basetemp={tmp_path / 'inside'}", *(f"{__file__}::{test}" for test in tests)]
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", *python, *chosen],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert f"{len(tests)} passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_failed_checkpoint_leaves_the_store_alone(

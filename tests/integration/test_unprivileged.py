@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.unprivileged import NOBODY, TESTS, as_nobody
 
-NOBODY = 65534
-TESTS = Path(__file__).parent.parent
 PYTHON = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs"]
 
 
@@ -27,48 +26,17 @@ def home() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def hidden_folders() -> dict[Path, set[str]]:
-    """Folders closed to other users above what the tests need, and what is needed of each."""
-    found: dict[Path, set[str]] = {}
-    for needed in (Path(sys.prefix), Path(sys.base_prefix), TESTS):
-        for folder in reversed(needed.parents):
-            if not folder.stat().st_mode & 0o001:
-                found.setdefault(folder, set()).add(needed.relative_to(folder).parts[0])
-                break
-    return found
-
-
-def opened(hidden: dict[Path, set[str]], beside: Path) -> str:
-    """Shell commands that show what is needed of the hidden folders, in a mount namespace."""
-    lines = ["set -e"]
-    for number, (folder, names) in enumerate(hidden.items()):
-        aside = beside / f"aside-{number}"
-        lines += [
-            f"mkdir {aside} && mount --bind {folder} {aside}",
-            f"mount -t tmpfs -o mode=755 none {folder}",
-        ]
-        for name in sorted(names):
-            lines.append(f"mkdir {folder}/{name} && mount --bind {aside}/{name} {folder}/{name}")
-    return "\n".join([*lines, 'exec "$@"'])
-
-
 def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
-    """Run some of our tests as a user without a name, capabilities or groups.
-
-    Where Python itself is in root's home folder, the user sees that part of it in a mount
-    namespace, which ends with the tests.
-    """
+    """Run some of our tests as a user without a name, capabilities or groups."""
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("XDG_", "JUPYTER", "PYTEST"))
     }
     environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
-    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     command = [*PYTHON, f"--basetemp={home}/tests", *(f"{TESTS}/{test}" for test in tests)]
-    in_namespace = ["unshare", "--mount", "sh", "-c", opened(hidden_folders(), home), "sh"]
     return subprocess.run(
-        [*in_namespace, *user, "--bounding-set=-all", "--inh-caps=-all", *command],
+        as_nobody(command, home),
         cwd=home,
         env=environment,
         capture_output=True,
@@ -104,8 +72,13 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
                 "timer_posix",
             )
         ],
+        [
+            "faults/test_fault_targets.py::test_of_another_user",
+            "faults/test_fault_targets.py::test_no_room_for_a_child",
+            "faults/test_fault_stores.py::test_small_disks_of_a_user",
+        ],
     ],
-    ids=["kernels", "programs"],
+    ids=["kernels", "programs", "faults"],
 )
 def test_as_a_user(tests: list[str], home: Path) -> None:
     done = run_as_nobody(home, *tests)
