@@ -15,6 +15,7 @@ SYSTEM_CALLS = {
     "pwrite64": 18,
     "writev": 20,
     "mremap": 25,
+    "mincore": 27,
     "madvise": 28,
     "dup": 32,
     "getitimer": 36,

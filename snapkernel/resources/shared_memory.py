@@ -11,11 +11,12 @@ own, through ``/proc/self/fd``.
 
 from __future__ import annotations
 
+import bisect
 import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from snapkernel import procfs
@@ -25,6 +26,7 @@ from snapkernel.constants import (
     F_GET_SEALS,
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
+    MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
     MFD_ALLOW_SEALING,
@@ -36,11 +38,12 @@ from snapkernel.constants import (
 )
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
-from snapkernel.freeze.pages import scan_pages
+from snapkernel.freeze.pages import resident_pages, scan_pages
 from snapkernel.model import Content, Mapping, SharedMemory
 from snapkernel.resources.context import Build, Capture, Fill
 
 SEAL_SEAL = 1
+_MOST_TOUCHED = 1 << 30
 WAYS_TO_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW | os.O_TMPFILE
 
 
@@ -128,16 +131,28 @@ class FileSource:
 
 
 class MappedSource:
-    """Bytes of an object through a mapping of it, by offset in the object."""
+    """Bytes of an object through its mappings, by offset in the object.
 
-    def __init__(self, capture: Capture, area: procfs.Area) -> None:
+    Attributes:
+        pieces: ``(offset, length, address)``, ascending and disjoint.
+    """
+
+    def __init__(self, capture: Capture, pieces: list[tuple[int, int, int]]) -> None:
         assert capture.target is not None
         self.memory = capture.target.memory
-        self.shift = area.start - area.offset
+        self.pieces = pieces
 
     def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
         """Fill the buffer."""
-        self.memory.read_into([(offset + self.shift, n) for offset, n in runs], buffer)
+        found = []
+        for offset, length in runs:
+            at = bisect.bisect_right(self.pieces, (offset, 1 << 64, 0)) - 1
+            while length:
+                start, size, address = self.pieces[at]
+                take = min(length, start + size - offset)
+                found.append((address + offset - start, take))
+                offset, length, at = offset + take, length - take, at + 1
+        self.memory.read_into(found, buffer)
 
 
 def save(capture: Capture) -> None:
@@ -147,29 +162,34 @@ def save(capture: Capture) -> None:
 
 
 def _record(capture: Capture, known: SharedObject) -> SharedMemory:
-    extent = max((a.offset + a.end - a.start for a in known.areas), default=0)
     opened = _open(capture, known)
     try:
         content = Content()
-        size, seals, mode = extent, 0, 0
-        if opened is not None:
-            status = os.fstat(opened)
+        size, seals, mode = _extent(known), 0, 0
+        if opened is not None or known.link:
+            status = os.stat(known.link) if opened is None else os.fstat(opened)
             size, mode = status.st_size, status.st_mode & 0o7777
+        if opened is not None:
             if known.kind == "memfd":
                 seals = fcntl.fcntl(opened, F_GET_SEALS)
             if capture.save is not None:
                 content = capture.save(FileSource(opened), _data_runs(opened, size))
         elif known.areas and capture.save is not None:
-            area, runs = _through_mapping(capture, known)
-            if known.kind != "anonymous":
-                size = max((offset + length for offset, length in runs), default=0)
-            content = capture.save(MappedSource(capture, area), runs)
+            view = _view(capture, known)
+            if known.kind != "anonymous" and not known.link:
+                size = view.end
+            _tell_unseen(capture, known, view, size)
+            content = capture.save(MappedSource(capture, view.pieces), _joined(view.pieces))
         return SharedMemory(
             kind=known.kind, name=known.name, size=size, seals=seals, mode=mode, content=content
         )
     finally:
         if opened is not None:
             os.close(opened)
+
+
+def _extent(known: SharedObject) -> int:
+    return max((a.offset + a.end - a.start for a in known.areas), default=0)
 
 
 def _open(capture: Capture, known: SharedObject) -> int | None:
@@ -209,32 +229,159 @@ def _data_runs(descriptor: int, size: int) -> list[tuple[int, int]]:
     return runs
 
 
-def _through_mapping(
-    capture: Capture, known: SharedObject
-) -> tuple[procfs.Area, list[tuple[int, int]]]:
-    """The widest mapping, and what of the object it shows: not what it has privately written,
-    and not what lies behind the end of the file."""
+@dataclass
+class _View:
+    """What the mappings of an object show of it.
+
+    Attributes:
+        pieces: what is to be read: ``(offset, length, address)``, ascending and disjoint.
+        seen: runs of offsets whose content is known; outside of the pieces it is zero.
+        end: of the object, as far as it is mapped.
+    """
+
+    pieces: list[tuple[int, int, int]]
+    seen: list[tuple[int, int]]
+    end: int
+
+
+def _view(capture: Capture, known: SharedObject) -> _View:
+    """All mappings together show an object: not what lies behind its end, and not where a private
+    mapping has pages of its own. Pages that do not exist must not come to life by being read."""
+    assert capture.agent is not None
+    may_have_holes = known.kind != "deleted-file" or _on_tmpfs(capture, known)
+    if may_have_holes and _swapped(capture, known):
+        may_have_holes = False
+        if _extent(known) > _MOST_TOUCHED:
+            capture.refuse(
+                _subject(known),
+                "parts of it are in swap, and which ones cannot be seen without privilege",
+                "take the snapshot with CAP_CHECKPOINT_RESTORE",
+            )
+            return _View([], [], _extent(known))
+    pieces, seen, end = [], [], 0
+    for area in known.areas:
+        whole = (area.start, area.end - area.start)
+        runs = resident_pages(capture.agent, area.start, area.end) if may_have_holes else [whole]
+        own = [] if area.shared else scan_pages(capture.pid, [(area.start, area.end)])
+        until = area.end
+        if known.kind != "anonymous":
+            # mincore(2) also says of all pages that they are there when it must not tell.
+            sure = [] if runs == [whole] else runs
+            until = _readable_until(capture, area, max(map(sum, [*sure, *own]), default=0))
+        whole = (area.start, until - area.start)
+        shift = area.start - area.offset
+        for start, length in _without(_without(runs, [(until, area.end - until)]), own):
+            pieces.append((start - shift, length, start))
+        seen += [(start - shift, length) for start, length in _without([whole], own)]
+        end = max(end, until - shift)
+    return _View(_disjoint(pieces), seen, end)
+
+
+def _on_tmpfs(capture: Capture, known: SharedObject) -> bool:
+    """The object is of a file system whose files are nowhere but in memory (tmpfs(5))."""
+    for line in procfs.text(f"/proc/{capture.pid}/mountinfo").splitlines():
+        major, minor = map(int, line.split()[2].split(":"))
+        if f"{major:02x}:{minor:02x}" == known.areas[0].device:
+            return line.partition(" - ")[2].split()[0] in ("tmpfs", "devtmpfs", "ramfs")
+    return False
+
+
+def _swapped(capture: Capture, known: SharedObject) -> bool:
+    """Something of it is in swap. Neither mincore(2) nor pagemap shows such pages of an object,
+    only the sums of ``smaps`` do, which take their time."""
+    host = dict(line.split(":", 1) for line in procfs.text("/proc/meminfo").splitlines())
+    if host["SwapTotal"] == host["SwapFree"]:
+        return False
+    starts = {f"{area.start:x}-{area.end:x}" for area in known.areas}
+    inside = False
+    for line in procfs.text(f"/proc/{capture.pid}/smaps").split("\n"):
+        word, _, rest = line.partition(" ")
+        if not word.endswith(":"):
+            inside = word in starts
+        elif inside and word == "Swap:" and rest.split()[0] != "0":
+            return True
+    return False
+
+
+def _readable_until(capture: Capture, area: procfs.Area, sure: int) -> int:
+    """Where the object ends in a mapping; what is below ``sure`` belongs to it. Behind its end
+    nothing can be read (mmap(2), SIGBUS)."""
     assert capture.target is not None
-    area = max(known.areas, key=lambda a: a.end - a.start)
-    hidden = {
-        page
-        for start, length in scan_pages(capture.pid, [(area.start, area.end)])
-        for page in range(start, start + length, PAGE)
-    }
-    runs: list[tuple[int, int]] = []
-    for page in range(area.start, area.end, PAGE):
-        if page in hidden and not area.shared:
-            continue
+    low, high = max(area.start, sure), area.end
+    middle = high - PAGE
+    while low < high:
         try:
-            capture.target.memory.read(page, 1)
+            capture.target.memory.read(middle, 1)
+            low = middle + PAGE
         except OSError:
-            break
-        offset = page - area.start + area.offset
+            high = middle
+        middle = low + (high - low) // 2 // PAGE * PAGE
+    return low
+
+
+def _without(
+    runs: Iterable[tuple[int, int]], holes: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """The parts of runs that are in no hole; both ascending."""
+    left = []
+    at = 0
+    for start, length in runs:
+        end = start + length
+        while at < len(holes) and sum(holes[at]) <= start:
+            at += 1
+        behind = at
+        while behind < len(holes) and holes[behind][0] < end:
+            if start < holes[behind][0]:
+                left.append((start, holes[behind][0] - start))
+            start = sum(holes[behind])
+            behind += 1
+        if start < end:
+            left.append((start, end - start))
+    return left
+
+
+def _disjoint(pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Each offset once."""
+    found = []
+    at = 0
+    for offset, length, address in sorted(pieces):
+        skip = max(at - offset, 0)
+        if skip < length:
+            found.append((offset + skip, length - skip, address + skip))
+            at = offset + length
+    return found
+
+
+def _joined(pieces: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """The offsets of pieces, without the seams."""
+    runs: list[tuple[int, int]] = []
+    for offset, length, _ in pieces:
         if runs and sum(runs[-1]) == offset:
-            runs[-1] = (runs[-1][0], runs[-1][1] + PAGE)
+            runs[-1] = (runs[-1][0], runs[-1][1] + length)
         else:
-            runs.append((offset, PAGE))
-    return area, runs
+            runs.append((offset, length))
+    return runs
+
+
+def _subject(known: SharedObject) -> str:
+    return f"{known.kind} {known.name}".rstrip()
+
+
+def _tell_unseen(capture: Capture, known: SharedObject, view: _View, size: int) -> None:
+    """What could not be seen becomes zeros, and never in silence."""
+    seen = _joined(_disjoint([(offset, length, 0) for offset, length in view.seen]))
+    unseen = sum(length for _, length in _without([(0, size)], seen))
+    if not unseen:
+        return
+    if known.link:
+        capture.refuse(
+            _subject(known),
+            "cannot be opened for reading, and no mapping shows all of it",
+            "close it, or take the snapshot as a user who may read it",
+        )
+        return
+    reason = f"{unseen} bytes of it that no mapping shows now are zeros in a restored copy"
+    capture.report(_subject(known), "replaced", reason)
 
 
 # --- rebuild -----------------------------------------------------------------------------------
@@ -259,6 +406,8 @@ def _anonymous(
 ) -> list[Batch | Fill]:
     make = Batch("make shared anonymous memory")
     flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+    if any("nr" in mapping.flags for mapping in mappings):
+        flags |= MAP_NORESERVE  # the commit limit may be far below the size of a sparse area
     make.call("mmap", build.hole, length, PROT_READ | PROT_WRITE, flags, -1, 0)
     place = Batch("map shared anonymous memory")
     for mapping in mappings:
@@ -320,12 +469,15 @@ def _map(batch: Batch, mapping: Mapping, descriptor: Cell, note: str) -> None:
     protection = mapping.protection
     if not mapping.shared and "ac" in mapping.flags:
         protection |= PROT_WRITE
+    flags = MAP_FIXED_NOREPLACE | (MAP_SHARED if mapping.shared else MAP_PRIVATE)
+    if "nr" in mapping.flags:
+        flags |= MAP_NORESERVE
     batch.call(
         "mmap",
         mapping.start,
         mapping.end - mapping.start,
         protection,
-        (MAP_SHARED if mapping.shared else MAP_PRIVATE) | MAP_FIXED_NOREPLACE,
+        flags,
         descriptor,
         mapping.offset,
         note=f"{note} at {mapping.start:#x}",
