@@ -39,11 +39,12 @@ from snapkernel.constants import (
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import resident_pages, scan_pages
-from snapkernel.model import Content, Mapping, SharedMemory
+from snapkernel.model import Content, Mapping, Note, SharedMemory
 from snapkernel.resources.context import Build, Capture, Fill
 
 SEAL_SEAL = 1
 _MOST_TOUCHED = 1 << 30
+_LONGEST_NAME = 249  # memfd_create(2)
 WAYS_TO_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW | os.O_TMPFILE
 
 
@@ -438,6 +439,11 @@ def _with_descriptor(
     if record.kind == "memfd":
         flags = MFD_CLOEXEC | (0 if record.seals == SEAL_SEAL else MFD_ALLOW_SEALING)
         make.call("memfd_create", record.name.encode() + b"\0", flags, store=fresh, note=note)
+    elif not os.access(os.path.dirname(record.name), os.W_OK | os.X_OK):
+        reason = "nothing can be made in its directory; its content is in a memfd"
+        build.notes.append(Note(object=note, status="replaced", reason=reason))
+        name = os.fsencode(record.name)[-_LONGEST_NAME:] + b"\0"
+        make.call("memfd_create", name, MFD_CLOEXEC, store=fresh, note=note)
     else:
         path = _free_name(record.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
