@@ -42,7 +42,7 @@ def status(pid: int, tid: int | None = None) -> dict[str, str]:
     """
     path = f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status"
     try:
-        lines = text(path).splitlines()
+        lines = text(path).split("\n")
     except (FileNotFoundError, ProcessLookupError):
         raise TargetError(f"process {pid}", "there is no such process") from None
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -138,13 +138,13 @@ def _area(match: re.Match[str]) -> Area:
 
 def areas(maps: str) -> list[Area]:
     """Parse the text of ``maps``."""
-    return [_area(match) for line in maps.splitlines() if (match := _AREA.fullmatch(line))]
+    return [_area(match) for line in maps.split("\n") if (match := _AREA.fullmatch(line))]
 
 
 def areas_with_flags(smaps: str) -> Iterator[tuple[Area, tuple[str, ...]]]:
     """Parse the text of ``smaps``: areas with their VmFlags (Linux 3.8)."""
     area = None
-    for line in smaps.splitlines():
+    for line in smaps.split("\n"):
         if line.startswith("VmFlags:"):
             if area is not None:
                 yield area, tuple(line.split()[1:])
@@ -154,7 +154,7 @@ def areas_with_flags(smaps: str) -> Iterator[tuple[Area, tuple[str, ...]]]:
 
 def descriptor_info(pid: int, fd: int) -> dict[str, str]:
     """``/proc/PID/fdinfo/FD`` by field; of repeated fields (epoll's ``tfd``) the last."""
-    lines = text(f"/proc/{pid}/fdinfo/{fd}").splitlines()
+    lines = text(f"/proc/{pid}/fdinfo/{fd}").split("\n")
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
@@ -182,7 +182,7 @@ def limits(pid: int) -> dict[int, tuple[int, int]]:
         "Max realtime timeout": 15,
     }
     found = {}
-    for line in text(f"/proc/{pid}/limits").splitlines()[1:]:
+    for line in text(f"/proc/{pid}/limits").split("\n")[1:]:
         name, values = line[:26].strip(), line[26:].split()
         if name in numbers:
             soft, hard = (-1 if word == "unlimited" else int(word) for word in values[:2])

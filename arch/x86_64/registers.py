@@ -20,8 +20,11 @@ ERESTARTNOHAND = 514
 ERESTART_RESTARTBLOCK = 516
 RESTART_SYSCALL = 219
 # These answer EINTR to a mere stop (signal(7)): epoll_wait, epoll_pwait, epoll_pwait2,
-# rt_sigtimedwait, semop, semtimedop, io_getevents, io_pgetevents.
-INTERRUPTED_BY_STOPS = frozenset({232, 281, 441, 128, 65, 220, 208, 333})
+# rt_sigtimedwait, semop, semtimedop, io_getevents, io_pgetevents; and on a socket with a timeout
+# read, readv, recvfrom, recvmsg, recvmmsg, write, writev, sendto, sendmsg, sendmmsg, accept(4).
+INTERRUPTED_BY_STOPS = frozenset(
+    {232, 281, 441, 128, 65, 220, 208, 333} | {0, 19, 45, 47, 299, 1, 20, 44, 46, 307, 43, 288}
+)
 # Those that use the restart block: poll, nanosleep, futex, clock_nanosleep.
 USE_RESTART_BLOCK = frozenset({7, 35, 202, 230})
 

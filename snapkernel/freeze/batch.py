@@ -69,6 +69,7 @@ class Call:
         name: as in ``Architecture.system_calls``.
         check: a failure ends the batch and is an error.
         expect: any other result is an error, too.
+        optional: names what is lost when the call fails; that is noted, and no error.
         store: cell that gets the result.
         note: what it is about, for error messages: an object the user knows.
         result: what the kernel answered; ``None`` before the run.
@@ -78,6 +79,7 @@ class Call:
     arguments: tuple[Argument, ...]
     check: bool = True
     expect: int | None = None
+    optional: str = ""
     store: Cell | None = None
     note: str = ""
     result: int | None = None
@@ -110,11 +112,12 @@ class Batch:
         *arguments: Argument,
         check: bool = True,
         expect: int | None = None,
+        optional: str = "",
         store: Cell | None = None,
         note: str = "",
     ) -> Call:
         """Add a system call; returns it, so that its result can be read after the run."""
-        call = Call(name, arguments, check, expect, store, note)
+        call = Call(name, arguments, check and not optional, expect, optional, store, note)
         self.calls.append(call)
         return call
 

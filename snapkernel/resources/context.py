@@ -15,6 +15,7 @@ from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.model import (
     AnyDescription,
     Content,
+    Descriptor,
     FileIdentity,
     Manifest,
     Note,
@@ -154,7 +155,8 @@ class Build:
         streams: descriptors that the stub has inherited, by standard stream.
         hole: a free range for temporary mappings.
         high: first descriptor number that the process does not use.
-        cells: descriptor of each description while the table is built.
+        entries: entries of the descriptor table, by description.
+        numbers: a descriptor of each description that is there already.
         stream_cells: descriptor of each inherited stream.
         object_cells: descriptor of each memfd and deleted file.
         ports: old to new TCP ports.
@@ -167,16 +169,31 @@ class Build:
     streams: dict[int, int]
     hole: int = 0
     high: int = 0
-    cells: dict[int, Cell] = field(default_factory=dict)
+    entries: dict[int, list[Descriptor]] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
     stream_cells: dict[int, Cell] = field(default_factory=dict)
     object_cells: dict[int, Cell] = field(default_factory=dict)
     ports: dict[int, int] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
-    def keep(self, batch: Batch, fresh: Cell, index: int) -> Cell:
-        """Move a new descriptor out of the way, above all final numbers, and remember it as
-        description ``index``."""
-        cell = self.cells[index] = Cell(f"d{index}")
-        batch.call("fcntl", fresh, F_DUPFD_CLOEXEC, self.high, store=cell)
+    def keep(self, batch: Batch, fresh: Cell, index: int) -> int:
+        """Give a new descriptor all numbers that the process had for description ``index``; the
+        first of them."""
+        return self.place(batch, self.move(batch, fresh), index)
+
+    def move(self, batch: Batch, fresh: Cell) -> Cell:
+        """Move a new descriptor above the final numbers: its own may be one of them."""
+        away = Cell(f"{fresh.name}'")
+        batch.call("fcntl", fresh, F_DUPFD_CLOEXEC, self.high, store=away)
         batch.call("close", fresh)
-        return cell
+        return away
+
+    def place(self, batch: Batch, away: Cell, index: int) -> int:
+        """The same for a descriptor that is above the final numbers."""
+        entries = self.entries[index]
+        for entry in entries:
+            flags = os.O_CLOEXEC if entry.close_on_exec else 0
+            batch.call("dup3", away, entry.number, flags, note=f"fd {entry.number}")
+        batch.call("close", away)
+        self.numbers[index] = entries[0].number
+        return entries[0].number

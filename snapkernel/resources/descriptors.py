@@ -3,14 +3,12 @@
 Every kind is a module with ``RECORDS`` (its record types), ``recognises``, ``capture``, ``create``
 and, where it refers to other descriptions, ``connect``. What no module recognises is refused.
 
-On rebuild each description is made at whatever number is free and moved above all final numbers;
-then the registrations of epolls are made; then every entry is duplicated to its number, and the
-upper ones are closed.
+On rebuild each description is made at whatever number is free, moved above all final numbers, and
+from there to its own; then the registrations of epolls are made.
 """
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
 from snapkernel.constants import F_DUPFD_CLOEXEC
@@ -58,6 +56,7 @@ KNOWN_BY_NAME = {
     "socket": "sockets of this family or type cannot be saved yet",
     "/dev/nvidia": "GPU memory cannot be saved yet",
     "/dev/ptmx": "pseudo-terminals cannot be saved yet",
+    "/dev/pts/": "pseudo-terminals cannot be saved yet",
     "/": "this kind of file cannot be saved yet",
 }
 
@@ -130,22 +129,19 @@ def bind(build: Build, batch: Batch, index: int, record: TcpListener, port: int)
     """One listener's bind and listen; another port than its own needs another socket, as the
     first one is bound by now."""
     if port != record.port:
-        batch.call("close", build.cells[index])
+        for entry in build.entries[index]:
+            batch.call("close", entry.number)
         inet_socket.create(build, batch, record, index)
     inet_socket.bind(build, batch, index, record, port)
     inet_socket.listen(build, batch, index, record)
 
 
-def rebuild_place(build: Build) -> Batch:
-    """Registrations, then final numbers."""
-    batch = Batch("place descriptors")
+def rebuild_connect(build: Build) -> Batch:
+    """What refers to other descriptors; then nothing is needed above the final numbers."""
+    batch = Batch("connect descriptors")
     for index, description in enumerate(build.manifest.descriptions):
         connect = getattr(OWNER[type(description)], "connect", None)
         if connect is not None:
             connect(build, batch, description, index)
-    for entry in build.process.descriptors:
-        flags = os.O_CLOEXEC if entry.close_on_exec else 0
-        note = f"fd {entry.number}"
-        batch.call("dup3", build.cells[entry.description], entry.number, flags, note=note)
     batch.call("close_range", build.high - 1, 0xFFFFFFFF, 0)
     return batch

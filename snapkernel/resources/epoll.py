@@ -13,7 +13,7 @@ import re
 import struct
 
 from snapkernel._native import lib
-from snapkernel.constants import F_SETFL
+from snapkernel.constants import F_DUPFD_CLOEXEC, F_SETFL
 from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.model import Epoll, EpollTarget
 from snapkernel.resources.context import Build, Capture
@@ -78,11 +78,26 @@ def create(build: Build, batch: Batch, record: Epoll, index: int) -> None:
 
 
 def connect(build: Build, batch: Batch, record: Epoll, index: int) -> None:
-    """Register everything, while all descriptors are still above the final numbers."""
+    """Register everything, when all descriptors have their numbers."""
+    owner = {e.number: e for entries in build.entries.values() for e in entries}
     for target in record.targets:
-        note = f"epoll registration of fd {target.descriptor}"
-        batch.call("dup3", build.cells[target.description], target.descriptor, 0, note=note)
-        event = struct.pack(build.architecture.epoll_event, target.events & 0xFFFFFFFF, target.data)
         number = target.descriptor
-        batch.call("epoll_ctl", build.cells[index], EPOLL_CTL_ADD, number, event, note=note)
-        batch.call("close", target.descriptor)
+        note = f"epoll registration of fd {number}"
+        event = struct.pack(build.architecture.epoll_event, target.events & 0xFFFFFFFF, target.data)
+        register = ("epoll_ctl", build.numbers[index], EPOLL_CTL_ADD, number, event)
+        now = owner.get(number)
+        if now is not None and now.description == target.description:
+            batch.call(*register, note=note)
+            continue
+        # The number means something else by now, or nothing.
+        aside = Cell("aside")
+        if now is not None:
+            batch.call("fcntl", number, F_DUPFD_CLOEXEC, build.high, store=aside)
+        batch.call("dup3", build.numbers[target.description], number, 0, note=note)
+        batch.call(*register, note=note)
+        if now is None:
+            batch.call("close", number)
+        else:
+            flags = os.O_CLOEXEC if now.close_on_exec else 0
+            batch.call("dup3", aside, number, flags)
+            batch.call("close", aside)

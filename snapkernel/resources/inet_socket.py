@@ -76,8 +76,8 @@ def create(build: Build, batch: Batch, record: TcpListener | ClosedSocket, index
     kind = socket.SOCK_STREAM if isinstance(record, TcpListener) else record.type
     batch.call("socket", record.family, kind, protocol, store=fresh, note=note)
     socket_options.rebuild(batch, fresh, record.options, note)
-    build.keep(batch, fresh, index)
-    batch.call("fcntl", build.cells[index], F_SETFL, record.flags & ~os.O_ACCMODE, note=note)
+    number = build.keep(batch, fresh, index)
+    batch.call("fcntl", number, F_SETFL, record.flags & ~os.O_ACCMODE, note=note)
 
 
 def bind(build: Build, batch: Batch, index: int, record: TcpListener, port: int) -> Call:
@@ -90,10 +90,10 @@ def bind(build: Build, batch: Batch, index: int, record: TcpListener, port: int)
         packed = struct.pack("=H", record.family) + struct.pack(">HI", port, 0)
         packed += socket.inet_pton(record.family, record.address.partition("%")[0]) + bytes(4)
     note = f"port {record.port}"
-    return batch.call("bind", build.cells[index], packed, len(packed), check=False, note=note)
+    return batch.call("bind", build.numbers[index], packed, len(packed), check=False, note=note)
 
 
 def listen(build: Build, batch: Batch, index: int, record: TcpListener) -> Call:
     """Start listening."""
-    cell = build.cells[index]
+    cell = build.numbers[index]
     return batch.call("listen", cell, record.backlog, check=False, note=f"port {record.port}")

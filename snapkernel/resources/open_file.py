@@ -108,11 +108,13 @@ class Table:
     Attributes:
         files: the descriptions, by index.
         entries: ``(number, index, close-on-exec)``, ascending.
+        similar: descriptions that may be the same, in kcmp's order.
     """
 
     pid: int
     files: list[OpenFile] = field(default_factory=list)
     entries: list[tuple[int, int, bool]] = field(default_factory=list)
+    similar: dict[tuple[str, int, int], list[OpenFile]] = field(default_factory=dict)
 
     def by_number(self, number: int) -> OpenFile | None:
         """What a descriptor refers to."""
@@ -161,17 +163,28 @@ def _add(table: Table, handle: int, number: int) -> None:
         )
     flags = int(info.partition("flags:")[2].split(None, 1)[0], 8)
     status = os.fstat(descriptor)
-    for known in table.files:
-        if (
-            known.link == link
-            and known.status.st_ino == status.st_ino
-            and known.flags == flags & ~os.O_CLOEXEC
-            and lib.sk_kcmp_file(pid, known.numbers[0], number) == 0
-        ):
-            os.close(descriptor)
-            known.numbers.append(number)
-            table.entries.append((number, known.index, bool(flags & os.O_CLOEXEC)))
-            return
-    index = len(table.files)
-    table.files.append(OpenFile(index, pid, [number], link, info, status, descriptor))
-    table.entries.append((number, index, bool(flags & os.O_CLOEXEC)))
+    similar = table.similar.setdefault((link, status.st_ino, flags & ~os.O_CLOEXEC), [])
+    position, same = _find(pid, similar, number)
+    if same is None:
+        same = OpenFile(len(table.files), pid, [], link, info, status, descriptor)
+        table.files.append(same)
+        similar.insert(position, same)
+    else:
+        os.close(descriptor)
+    same.numbers.append(number)
+    table.entries.append((number, same.index, bool(flags & os.O_CLOEXEC)))
+
+
+def _find(pid: int, ordered: list[OpenFile], number: int) -> tuple[int, OpenFile | None]:
+    """Where a descriptor's description is, or belongs, among similar ones: kcmp(2) answers 0 for
+    the same, 1 for less and 2 for greater, in an order of its own."""
+    low, high = 0, len(ordered)
+    while low < high:
+        middle = (low + high) // 2
+        order = lib.sk_kcmp_file(pid, number, ordered[middle].numbers[0])
+        if order == 0:
+            return middle, ordered[middle]
+        if order < 0:
+            raise TargetError(f"fd {number} of process {pid}", f"kcmp: {os.strerror(-order)}")
+        low, high = (low, middle) if order == 1 else (middle + 1, high)
+    return low, None

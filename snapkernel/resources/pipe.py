@@ -15,6 +15,7 @@ from snapkernel._native import lib
 from snapkernel.constants import F_GETPIPE_SZ, F_SETFL, F_SETPIPE_SZ
 from snapkernel.freeze.batch import AddressOf, Batch, Cell
 from snapkernel.model import Pipe, PipeEnd
+from snapkernel.resources import shared_memory
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
@@ -79,7 +80,7 @@ def _queued(reader: int, size: int) -> list[bytes]:
 
 def create(build: Build, batch: Batch, record: PipeEnd, index: int) -> None:
     """Both ends at once, with what waits between them; an end nobody had is closed again."""
-    if index in build.cells:
+    if index in build.numbers:
         return
     pipe = build.manifest.pipes[record.pipe]
     note = "pipe"
@@ -98,20 +99,26 @@ def create(build: Build, batch: Batch, record: PipeEnd, index: int) -> None:
         for at in range(0, len(data), _PIECE):
             piece = data[at : at + _PIECE]
             batch.call("write", writer, piece, len(piece), expect=len(piece), note=note)
-    for fresh, writable in ((reader, False), (writer, True)):
-        same = [number for number, end in ends.items() if end.writable == writable]
-        for position, number in enumerate(same):
-            flags = ends[number].flags
-            if position:
-                fresh = _another(build, batch, build.cells[same[0]], flags, note)
-            build.keep(batch, fresh, number)
-            batch.call("fcntl", build.cells[number], F_SETFL, flags & ~os.O_ACCMODE, note=note)
-        if not same:
-            batch.call("close", fresh)
+    spare = {os.O_RDONLY: build.move(batch, reader), os.O_WRONLY: build.move(batch, writer)}
+    ways = dict(spare)
+    for number, end in sorted(ends.items(), key=_both_ways_first):
+        # One description is the pipe's own; a further one, or one for both reading and writing, is
+        # opened by way of /proc/self/fd.
+        mode = end.flags & os.O_ACCMODE
+        if mode in spare and _last(ends, number, mode):
+            placed = build.place(batch, spare.pop(mode), number)
+        else:
+            way = ways[os.O_WRONLY if mode == os.O_WRONLY else os.O_RDONLY]
+            placed = build.keep(batch, shared_memory.reopen(build, batch, way, mode, note), number)
+        batch.call("fcntl", placed, F_SETFL, end.flags & ~os.O_ACCMODE, note=note)
+    for unused in spare.values():
+        batch.call("close", unused)
 
 
-def _another(build: Build, batch: Batch, cell: Cell, flags: int, note: str) -> Cell:
-    """A further description of the same end, by way of ``/proc/self/fd``."""
-    from snapkernel.resources import shared_memory
+def _both_ways_first(item: tuple[int, PipeEnd]) -> tuple[bool, int]:
+    return item[1].flags & os.O_ACCMODE != os.O_RDWR, item[0]
 
-    return shared_memory.reopen(build, batch, cell, flags & os.O_ACCMODE, note)
+
+def _last(ends: dict[int, PipeEnd], number: int, mode: int) -> bool:
+    """The last description with this access mode: those before are made from its pipe."""
+    return number == max(n for n, end in ends.items() if end.flags & os.O_ACCMODE == mode)

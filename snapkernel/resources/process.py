@@ -93,7 +93,46 @@ def _inner_parent(ppid: int, depth: int) -> int:
     return int(ids[-1]) if len(ids) == depth else 0
 
 
+# pid, user and time namespaces are made anew on restore.
+_SHARED_NAMESPACES = ("net", "ipc", "uts")
+
+
+def _refuse_namespaces(capture: Capture) -> None:
+    """The process must see what the restorer will see."""
+    remedy = "run snapkernel inside the same container or namespace"
+    for name in _SHARED_NAMESPACES:
+        theirs, ours = (os.readlink(f"/proc/{pid}/ns/{name}") for pid in (capture.pid, "self"))
+        if theirs != ours:
+            capture.refuse(f"{name} namespace", "is not the one of snapkernel", remedy)
+    if os.readlink(f"/proc/{capture.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+        strange = _mounts(capture.pid) ^ _mounts(os.getpid())
+        if strange:
+            capture.refuse(
+                "mount namespace",
+                f"has other mounts than snapkernel's ({sorted(strange)[0][1]})",
+                remedy,
+            )
+
+
+def _mounts(pid: int) -> set[tuple[str, str]]:
+    """Device and place of every mount, without those of /proc: a restored process has its own."""
+    fields = (line.split() for line in procfs.text(f"/proc/{pid}/mountinfo").split("\n") if line)
+    return {
+        (f"{words[2]} {words[3]}", words[4])
+        for words in fields
+        if words[4] != "/proc" and not words[4].startswith("/proc/")
+    }
+
+
 def _refuse_strange(capture: Capture, status: dict[str, str]) -> None:
+    if capture.target is None:
+        _refuse_namespaces(capture)
+    if procfs.innermost(status["NSpid"]) == 1:
+        capture.refuse(
+            "pid 1",
+            "the first process of a pid namespace cannot be saved",
+            "start it below an init, such as `tini` or `docker run --init`",
+        )
     for child in procfs.children(capture.pid):
         name = procfs.status(child)["Name"]
         zombie = procfs.status(child)["State"].startswith("Z")

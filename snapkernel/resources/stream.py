@@ -12,8 +12,8 @@ import os
 import socket
 import stat
 
-from snapkernel.constants import F_SETFL
-from snapkernel.freeze.batch import Batch
+from snapkernel.constants import F_DUPFD_CLOEXEC, F_SETFL
+from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.model import Stream
 from snapkernel.resources import pipe
 from snapkernel.resources.context import Build, Capture
@@ -26,14 +26,18 @@ def is_stream(capture: Capture, file: OpenFile, table: Table) -> bool:
     """Comes back as a new stream."""
     mode = file.status.st_mode
     if stat.S_ISCHR(mode):
-        return file.link.startswith(("/dev/pts/", "/dev/tty", "/dev/console")) or os.isatty(
-            file.descriptor
-        )
+        masters = any(_is_master(other) for other in table.files)
+        return os.isatty(file.descriptor) and not _is_master(file) and not masters
     if stat.S_ISSOCK(mode):
         return _is_foreign_pair(file, table)
     if file.is_regular and file.status.st_nlink:
         return min(file.numbers) <= 2 and not _can_open(capture, file)
     return pipe.is_external(file, table)
+
+
+def _is_master(file: OpenFile) -> bool:
+    """The controlling side of a pseudo-terminal (pts(4)): the terminal is of the process itself."""
+    return stat.S_ISCHR(file.status.st_mode) and file.status.st_rdev == os.makedev(5, 2)
 
 
 def _can_open(capture: Capture, file: OpenFile) -> bool:
@@ -69,8 +73,10 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> Stream:
 
 
 def create(build: Build, batch: Batch, record: Stream, index: int) -> None:
-    """The stream was inherited by the stub; it only gets its flags."""
-    build.cells[index] = build.stream_cells[record.stream]
+    """The stream was inherited by the stub; it only gets its flags. Several may lead to it."""
+    away = Cell(f"d{index}")
+    batch.call("fcntl", build.stream_cells[record.stream], F_DUPFD_CLOEXEC, build.high, store=away)
+    number = build.place(batch, away, index)
     flags = record.flags & (os.O_APPEND | os.O_NONBLOCK)
     if flags & os.O_NONBLOCK:
-        batch.call("fcntl", build.cells[index], F_SETFL, flags, check=False, note="stream")
+        batch.call("fcntl", number, F_SETFL, flags, check=False, note="stream")

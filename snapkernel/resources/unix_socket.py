@@ -136,7 +136,7 @@ def _queued(capture: Capture, file: OpenFile, end: socket.socket) -> tuple[bytes
 def create(build: Build, batch: Batch, record: UnixSocket, index: int) -> None:
     """The pair at once: each end's messages are sent from the other; an end nobody had is closed
     again."""
-    if index in build.cells:
+    if index in build.numbers:
         return
     note = "unix socket pair"
     mine, other = Cell("mine"), Cell("other")
@@ -154,15 +154,15 @@ def create(build: Build, batch: Batch, record: UnixSocket, index: int) -> None:
     _send(batch, other, record.queue, note)
     if peer is not None:
         _send(batch, mine, peer.queue, note)
-    for fresh, end, number in ends:
-        build.keep(batch, fresh, number)
-        cell = build.cells[number]
-        batch.call("fcntl", cell, F_SETFL, end.flags & ~os.O_ACCMODE, note=note)
+    away = [build.move(batch, fresh) for fresh in (mine, other)]
+    for fresh, (_, end, number) in zip(away, ends, strict=False):
+        placed = build.place(batch, fresh, number)
+        batch.call("fcntl", placed, F_SETFL, end.flags & ~os.O_ACCMODE, note=note)
     if len(ends) == 1:
-        batch.call("close", other)
+        batch.call("close", away[1])
     for _, end, number in ends:
         if end.shutdown and (peer is not None):
-            batch.call("shutdown", build.cells[number], end.shutdown - 1, check=False, note=note)
+            batch.call("shutdown", build.numbers[number], end.shutdown - 1, check=False, note=note)
 
 
 def _send(batch: Batch, sender: Cell, messages: tuple[bytes, ...], note: str) -> None:

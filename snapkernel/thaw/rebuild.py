@@ -84,6 +84,8 @@ def occupied(build: Build) -> list[tuple[int, int]]:
 def prepare(build: Build, agent: int) -> None:
     """Choose numbers and addresses, with the agent at ``agent``."""
     build.high = descriptors.first_high(build)
+    for entry in build.process.descriptors:
+        build.entries.setdefault(entry.description, []).append(entry)
     largest = max((record.size for record in build.manifest.shared_memory), default=0)
     extents = [
         m.offset + m.end - m.start for m in build.process.memory.mappings if m.object is not None
@@ -115,7 +117,7 @@ def steps(
     yield descriptors.rebuild_create(build)
     for index, listener in descriptors.listeners(build):
         yield Listen(index, listener)
-    yield descriptors.rebuild_place(build)
+    yield descriptors.rebuild_connect(build)
     if len(build.process.threads) > 1:
         yield MakeThreads(threads.rebuild_threads(build))
     for thread in build.process.threads:

@@ -27,7 +27,7 @@ from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.checkpoint import Progress, Snapshot
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
-from snapkernel.model import Content, Manifest
+from snapkernel.model import Content, Manifest, Note
 from snapkernel.portability import check
 from snapkernel.resources import descriptors, vdso
 from snapkernel.resources.context import Build, Fill
@@ -295,11 +295,11 @@ class _Thaw:
     def _do(self, build: Build, step: rebuild.Step) -> None:
         if isinstance(step, Batch):
             if step.calls:
-                self.agent.run(step)
+                self._run(build, step, self.target.leader)
                 self.mark(step.title)
         elif isinstance(step, rebuild.OnThread):
             index = self.process.threads.index(step.thread)
-            self.agent.run(step.batch, self.target.tids[index])
+            self._run(build, step.batch, self.target.tids[index])
         elif isinstance(step, rebuild.FillAll):
             self._fill_all(step.fill.content)
         elif isinstance(step, Fill):
@@ -311,6 +311,14 @@ class _Thaw:
             self._listen(build, step)
         else:
             self.target.memory.write(step.address, step.data)
+
+    def _run(self, build: Build, batch: Batch, tid: int) -> None:
+        """Run a batch, and note what of its optional calls has failed."""
+        self.agent.run(batch, tid)
+        for call in batch.calls:
+            if call.optional and call.result is not None and -4096 < call.result < 0:
+                reason = os.strerror(-call.result)
+                build.notes.append(Note(object=call.optional, status="lost", reason=reason))
 
     def _fill_all(self, content: Content) -> None:
         total, done = content.length, 0
