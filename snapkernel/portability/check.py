@@ -39,8 +39,9 @@ def mismatches(manifest: Manifest) -> list[Finding]:
             "this processor does not have them, and the program may use them",
             "restore on a processor that has them",
         )
-    for file in manifest.files:
-        reason = _changed(file)
+    for index, file in enumerate(manifest.files):
+        needed = _needed_of_shared(manifest, index)
+        reason = _changed(file) if needed is None else _too_short(file, needed)
         if reason:
             mismatch(f"file {file.path}", reason, "install the same version at the same path")
     for description in manifest.descriptions:
@@ -58,6 +59,27 @@ def mismatches(manifest: Manifest) -> list[Finding]:
     if not os.path.isdir(directory):
         mismatch(f"working directory {directory}", "is not there", "make it")
     return found
+
+
+def _needed_of_shared(manifest: Manifest, index: int) -> int | None:
+    """How many bytes a file must have that is only mapped shared, and so may have any content
+    (mmap(2), MAP_SHARED); ``None`` for one that must be the same."""
+    mappings = [m for p in manifest.processes for m in p.memory.mappings if m.file == index]
+    if not mappings or not all(mapping.shared for mapping in mappings):
+        return None
+    if any(process.file == index for process in manifest.processes):
+        return None
+    mapped = max(mapping.offset + mapping.end - mapping.start for mapping in mappings)
+    return min(mapped, manifest.files[index].size)
+
+
+def _too_short(file: FileIdentity, needed: int) -> str:
+    """Why a file that is only mapped shared does not do; empty when it does."""
+    try:
+        size = os.stat(file.path).st_size
+    except OSError as error:
+        return f"is mapped in the snapshot and cannot be opened here: {error.strerror}"
+    return f"has {size} bytes here, {needed} are mapped in the snapshot" if size < needed else ""
 
 
 def _changed(file: FileIdentity) -> str:
