@@ -36,6 +36,7 @@ from snapkernel.constants import (
     PR_SET_VMA_ANON_NAME,
     PROT_WRITE,
 )
+from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import scan_pages
@@ -110,7 +111,9 @@ def capture(capture: Capture, areas: Sequence[procfs.Area], flags: Flags) -> tup
 
 
 def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Mapping:
-    subject = f"memory {area.start:#x}-{area.end:#x} ({area.name or 'anonymous'})"
+    named = shared_memory.named_in_utf8(capture, area.name)
+    label = (area.name if named else "") or "anonymous"
+    subject = f"memory {area.start:#x}-{area.end:#x} ({label})"
     for flag in flags:
         if flag in REFUSED:
             capture.refuse(subject, REFUSED[flag], "release it before the snapshot")
@@ -119,12 +122,13 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
     if "wf" in flags:
         capture.report(subject, "replaced", "is wiped in a restored copy, as in a forked child")
     file = backing = None
-    if area.inode:
-        deleted = area.name.endswith(" (deleted)")
-        if deleted:
+    if area.inode and named:
+        if shared_memory.is_object(capture, area):
             backing = shared_memory.object_of(capture, area)
         else:
-            file = capture.file(area.path, area.inode)
+            file = capture.file(area.name, area.inode)
+            if area.shared and "mw" in flags:
+                _tell_shared(capture, area.name)
     name = area.name if not area.inode else ""
     return Mapping(
         start=area.start,
@@ -141,6 +145,16 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
         object=backing,
         name=name,
     )
+
+
+def _tell_shared(capture: Capture, path: str) -> None:
+    """What a process writes into a file through a mapping is the file's, like what it writes
+    with write(2)."""
+    said = Finding(
+        f"file {path}", "shared", "its content is the file's, and is not in the snapshot"
+    )
+    if said not in capture.findings:
+        capture.findings.append(said)
 
 
 def _alike(left: Mapping, right: Mapping) -> bool:

@@ -23,6 +23,8 @@ def recognises(file: OpenFile) -> bool:
 
 def capture(capture: Capture, file: OpenFile, table: Table) -> RegularFile | ObjectFile | None:
     """By path, or by content when there is no path any more."""
+    if not shared_memory.named_in_utf8(capture, file.link):
+        return None
     if file.is_regular and file.status.st_nlink == 0:
         known = shared_memory.find(
             capture, file.device, file.status.st_ino, file.link.removesuffix(" (deleted)")

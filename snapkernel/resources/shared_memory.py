@@ -36,6 +36,7 @@ from snapkernel.constants import (
     PROT_READ,
     PROT_WRITE,
 )
+from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import resident_pages, scan_pages
@@ -88,10 +89,35 @@ def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject |
     return known
 
 
+def is_object(capture: Capture, area: procfs.Area) -> bool:
+    """An area maps something that has no path. A file may also be *called* ``x (deleted)``."""
+    if not area.inode or not area.name.endswith(" (deleted)"):
+        return False
+    if (area.device, area.inode) in capture.objects:
+        return True
+    try:
+        return os.stat(f"/proc/{capture.pid}/root{area.name}").st_ino != area.inode
+    except OSError:
+        return True
+
+
+def named_in_utf8(capture: Capture, name: str) -> bool:
+    """A name can be written into the manifest, which is text; it is refused if not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        readable = os.fsencode(name).decode("utf-8", "backslashreplace")
+        refusal = Finding(f"file {readable}", "refused", "its name is not UTF-8", "rename it")
+        if refusal not in capture.findings:
+            capture.findings.append(refusal)
+        return False
+    return True
+
+
 def register(capture: Capture, areas: Sequence[procfs.Area]) -> None:
     """Make the objects of all mappings known."""
     for area in areas:
-        if area.inode and area.name.endswith(" (deleted)"):
+        if is_object(capture, area) and named_in_utf8(capture, area.name):
             known = find(capture, area.device, area.inode, area.path)
             if known is not None:
                 known.areas.append(area)
@@ -106,6 +132,9 @@ def object_of(capture: Capture, area: procfs.Area) -> int | None:
             "System V shared memory cannot be saved yet",
             "detach it (shmdt) before the snapshot",
         )
+        return None
+    if capture.target is not None and known.index >= len(capture.shared_memory):
+        capture.refuse(_subject(known), "was deleted while the snapshot was taken", "try again")
         return None
     return known.index
 
