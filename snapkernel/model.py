@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -34,6 +34,7 @@ _FEWEST_REGISTERS = 16 * 8
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
 DescriptorNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+FileOffset = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
 
 
 class Record(
@@ -225,7 +226,7 @@ class Thread(Record, frozen=True, kw_only=True):
 
     Attributes:
         tid: as the process saw it.
-        name: ``comm``.
+        name: ``comm``, which need not be text.
         registers: the general registers, as the regset's bytes.
         vector: floating point and vector state, one entry per component of the architecture.
         system_call: number of the interrupted system call, ``None`` outside of one.
@@ -240,7 +241,7 @@ class Thread(Record, frozen=True, kw_only=True):
     """
 
     tid: Pid
-    name: str
+    name: bytes
     registers: bytes
     vector: dict[str, bytes]
     system_call: int | None = None
@@ -291,6 +292,26 @@ class Description(Record, frozen=True, kw_only=True, tag_field="kind"):
     flags: Natural = 0
 
 
+LockKind = Literal["flock", "posix", "ofd"]
+
+
+class FileLock(Record, frozen=True, kw_only=True):
+    """A lock on a file.
+
+    Attributes:
+        kind: ``flock`` (flock(2), the whole file), ``posix`` (fcntl(2), F_SETLK, of the process)
+            or ``ofd`` (F_OFD_SETLK, of the description).
+        write: exclusive, not shared.
+        start: first byte.
+        end: last byte; ``None`` is the end of the file, wherever that is.
+    """
+
+    kind: LockKind
+    write: bool
+    start: FileOffset = 0
+    end: FileOffset | None = None
+
+
 class RegularFile(Description, frozen=True, kw_only=True, tag="file"):
     """A file or directory that is opened again by its path.
 
@@ -298,18 +319,22 @@ class RegularFile(Description, frozen=True, kw_only=True, tag="file"):
         position: file offset.
         file: what it was.
         directory: it is a directory.
+        locks: taken through this description.
     """
 
     position: Natural = 0
     file: FileIdentity
     directory: bool = False
+    locks: tuple[FileLock, ...] = ()
 
 
 class ObjectFile(Description, frozen=True, kw_only=True, tag="object"):
-    """An open memfd or deleted file; ``object`` is an index into ``Manifest.shared_memory``."""
+    """An open memfd or deleted file; ``object`` is an index into ``Manifest.shared_memory``,
+    ``locks`` as in ``RegularFile``."""
 
     position: Natural = 0
     object: Natural
+    locks: tuple[FileLock, ...] = ()
 
 
 class CharacterDevice(Description, frozen=True, kw_only=True, tag="device"):
@@ -540,6 +565,7 @@ class Host(Record, frozen=True, kw_only=True):
         architecture: a folder name of ``arch/``.
         machine: ``uname -m``.
         kernel: ``uname -r``.
+        processors: how many it had.
         page_size: bytes.
         cpu_features: the processor's features that programs may rely on.
     """
@@ -548,6 +574,7 @@ class Host(Record, frozen=True, kw_only=True):
     architecture: str
     machine: str
     kernel: str
+    processors: Natural = 1
     page_size: Natural
     cpu_features: tuple[str, ...] = ()
 

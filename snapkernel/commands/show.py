@@ -69,7 +69,10 @@ def _process(manifest: Manifest, process: Process) -> dict[str, object]:
         "executable": process.executable,
         "arguments": list(process.arguments),
         "working_directory": process.working_directory,
-        "threads": [{"tid": thread.tid, "name": thread.name} for thread in process.threads],
+        "threads": [
+            {"tid": thread.tid, "name": thread.name.decode(errors="replace")}
+            for thread in process.threads
+        ],
         "mappings": len(process.memory.mappings),
         "mapped_bytes": _mapped_bytes(process),
         "content_bytes": process.memory.content.length,
@@ -111,7 +114,7 @@ def _process_lines(manifest: Manifest, process: Process) -> Iterator[tuple[str, 
     yield "process", f"{process.pid}: {' '.join(process.arguments)}"
     yield "  executable", process.executable
     yield "  directory", process.working_directory
-    threads = Counter(thread.name for thread in process.threads)
+    threads = Counter(thread.name.decode(errors="replace") for thread in process.threads)
     yield "  threads", f"{len(process.threads)}: {_counted(threads)}"
     memory = process.memory
     yield (

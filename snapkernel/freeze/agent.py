@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import struct
 from collections.abc import Sequence
 from functools import cache
@@ -69,6 +70,7 @@ class Agent:
         base: where it is mapped.
         born: threads and processes that batches made, as this host sees them; they are stopped.
         system_calls: how many were made.
+        ignores_trap: the process ignores SIGTRAP.
     """
 
     def __init__(self, target: Target, base: int, *, live: bool) -> None:
@@ -79,12 +81,15 @@ class Agent:
         self.live = live
         self.born: list[int] = []
         self.system_calls = 0
+        self.ignores_trap = False
         self._cells: dict[Cell, int] = {}
         self._site = 0
 
     def install(self, site: int) -> None:
         """Map the agent, by means of the system call instruction at ``site``."""
         self._site = site
+        ignored = int(procfs.status(self.target.pid)["SigIgn"], 16)
+        self.ignores_trap = bool(ignored >> signal.SIGTRAP - 1 & 1)
         flags = MAP_PRIVATE | MAP_ANONYMOUS
         self._map(self.base, SIZE, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE)
         try:
@@ -109,9 +114,19 @@ class Agent:
     def remove(self, site: int | None = None) -> None:
         """Unmap the agent."""
         self._site = site or self._site
+        if self.live and self.ignores_trap:
+            # The agent's trap is forced, and has reset the action (signal(7)).
+            self.target.memory.write(self.base + DATA, self.trap_action())
+            self.raw("rt_sigaction", signal.SIGTRAP, self.base + DATA, 0, 8)
         result = self.raw("munmap", self.base, SIZE)
         if result < 0:
             raise BatchFailed(f"process {self.target.pid}", "cannot unmap the agent", -result)
+
+    def trap_action(self) -> bytes:
+        """``struct kernel_sigaction`` of an ignored signal: the handler is 1, the rest is 0."""
+        size, order = self.architecture.word_size, self.architecture.byte_order
+        handler = signal.SIG_IGN.to_bytes(size, order)  # type: ignore[arg-type]
+        return handler.ljust(self.architecture.sigaction_size, b"\0")
 
     def raw(self, name: str, *arguments: int) -> int:
         """One system call of the leader at the site, watched from entry to exit."""

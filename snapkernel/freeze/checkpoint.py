@@ -355,6 +355,7 @@ class _Shot:
                 architecture=architecture.name,
                 machine=os.uname().machine,
                 kernel=os.uname().release,
+                processors=os.cpu_count() or 1,
                 page_size=PAGE,
                 cpu_features=architecture.cpu_features(),
             ),

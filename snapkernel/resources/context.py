@@ -77,6 +77,13 @@ class Capture:
         """This object cannot be saved."""
         self.findings.append(Finding(object, "refused", reason, remedy))
 
+    def refuse_unless_text(self, object: str, path: str) -> None:
+        """Refuse a path that is not UTF-8: a manifest holds text."""
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            self.refuse(f"{object} {path!a}", "its name is not UTF-8", "rename it")
+
     def report(self, object: str, status: str, reason: str) -> None:
         """This object comes back otherwise than it was."""
         self.findings.append(Finding(object, status, reason))

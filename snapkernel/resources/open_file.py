@@ -49,7 +49,8 @@ class OpenFile:
     @property
     def subject(self) -> str:
         """How to name it to the user."""
-        return f"fd {self.numbers[0]} ({self.link})"
+        link = self.link.encode(errors="backslashreplace").decode()
+        return f"fd {self.numbers[0]} ({link})"
 
     @cached_property
     def _fields(self) -> dict[str, str]:

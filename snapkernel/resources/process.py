@@ -62,6 +62,8 @@ def capture_identity(capture: Capture) -> Identity:
     directory = os.readlink(f"/proc/{pid}/cwd")
     if directory.endswith(" (deleted)"):
         capture.refuse(f"working directory {directory}", "was deleted", "change to one that exists")
+    for what, path in (("executable", executable), ("working directory", directory)):
+        capture.refuse_unless_text(what, path)
     if os.readlink(f"/proc/{pid}/root") != "/":
         capture.refuse("root directory", "was changed by chroot", "run without chroot")
     _refuse_strange(capture, status)
@@ -78,7 +80,7 @@ def capture_identity(capture: Capture) -> Identity:
         sid=procfs.innermost(status["NSsid"]),
         executable=executable,
         file=max(file, 0),
-        arguments=tuple(os.fsdecode(word) for word in raw[:-1]),
+        arguments=tuple(word.decode(errors="replace") for word in raw[:-1]),
         working_directory=directory,
         umask=int(status.get("Umask", "022"), 8),
         oom_score_adj=int(procfs.text(f"/proc/{pid}/oom_score_adj")),

@@ -31,7 +31,10 @@ def capture_actions(agent: Agent, architecture: Architecture) -> dict[int, bytes
             spaces[number] = Space(bytes(architecture.sigaction_size))
             batch.call("rt_sigaction", number, 0, spaces[number], MASK_SIZE)
     agent.run(batch)
-    return {number: space.data for number, space in spaces.items() if any(space.data)}
+    found = {number: space.data for number, space in spaces.items() if any(space.data)}
+    if agent.ignores_trap:
+        found[signal.SIGTRAP] = agent.trap_action()
+    return found
 
 
 def capture_pending(capture: Capture) -> tuple[PendingSignal, ...]:

@@ -80,7 +80,7 @@ def capture(target: Target, agent: Agent, architecture: Architecture) -> Iterato
         registers = target.registers[tid]
         yield Thread(
             tid=procfs.inner_tid(target.pid, tid),
-            name=procfs.text(f"/proc/{target.pid}/task/{tid}/comm").removesuffix("\n"),
+            name=procfs.read(f"/proc/{target.pid}/task/{tid}/comm").removesuffix(b"\n"),
             registers=architecture.resumable(registers, target.memory.read),
             vector=architecture.get_vector(tid),
             system_call=architecture.interrupted_call(registers),
@@ -117,7 +117,7 @@ def rebuild_threads(build: Build) -> Batch:
 
 def rebuild_thread(build: Build, thread: Thread, architecture: Architecture) -> Batch:
     """What only the thread itself can set. Its signals are all blocked meanwhile."""
-    batch = Batch(f"thread {thread.tid} ({thread.name})")
+    batch = Batch(f"thread {thread.tid} ({thread.name.decode(errors='replace')})")
     note = f"thread {thread.tid}"
     batch.call("set_tid_address", thread.clear_child_tid, note=note)
     if thread.robust_list[0]:
@@ -130,8 +130,7 @@ def rebuild_thread(build: Build, thread: Thread, architecture: Architecture) -> 
         batch.call(
             "sigaltstack", _pack_stack(pointer, flags & ~1, size, architecture), 0, note=note
         )
-    name = os.fsencode(thread.name)[:15] + b"\0"
-    batch.call("prctl", PR_SET_NAME, name, note=note)
+    batch.call("prctl", PR_SET_NAME, thread.name[:15] + b"\0", note=note)
     _schedule(build, batch, thread, note)
     signals.queue(batch, build.process.pid, thread.tid, thread.pending)
     if thread.parent_death_signal:
@@ -159,7 +158,7 @@ def _schedule(build: Build, batch: Batch, thread: Thread, note: str) -> None:
     here = os.sched_getaffinity(0)
     processors = here.intersection(wanted.processors)
     # A thread that could run on all processors of its host may run on all of this one.
-    if processors and wanted.processors != tuple(range(len(wanted.processors))):
+    if processors and len(wanted.processors) < build.manifest.host.processors:
         mask = bytearray(128)
         for processor in processors:
             if processor < 1024:
@@ -167,6 +166,8 @@ def _schedule(build: Build, batch: Batch, thread: Thread, note: str) -> None:
         batch.call("sched_setaffinity", 0, len(mask), bytes(mask), note=note)
     if wanted.policy:
         parameters = struct.pack("=i", wanted.priority)
-        batch.call("sched_setscheduler", 0, wanted.policy, parameters, check=False, note=note)
+        lost = f"scheduling policy {wanted.policy} of {note}"
+        batch.call("sched_setscheduler", 0, wanted.policy, parameters, optional=lost)
     if wanted.nice != os.getpriority(os.PRIO_PROCESS, 0):
-        batch.call("setpriority", 0, 0, wanted.nice & 0xFFFFFFFF, check=False, note=note)
+        lost = f"nice value {wanted.nice} of {note}"
+        batch.call("setpriority", 0, 0, wanted.nice & 0xFFFFFFFF, optional=lost)

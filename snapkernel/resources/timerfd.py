@@ -48,7 +48,8 @@ def create(build: Build, batch: Batch, record: TimerDescriptor, index: int) -> N
     fresh = Cell("fresh")
     note = "timerfd"
     batch.call("timerfd_create", record.clock, record.flags & os.O_NONBLOCK, store=fresh, note=note)
-    value = record.value
+    # A periodic timer that has expired shows no time left until it is read, which starts it again.
+    value = record.value or (record.interval if record.ticks else 0)
     if value and record.settime_flags & TFD_TIMER_ABSTIME:
         value += _clock_at_freeze(build, record.clock)
     if value:
