@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import select
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from snapkernel.errors import SnapkernelError
+from support.conformance import PATIENCE
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -28,3 +32,17 @@ def refused(fault: Callable[[], object], kind: type[SnapkernelError]) -> Snapker
     assert error.reason, "the error gives no reason"
     assert "\n" not in str(error)
     return error
+
+
+@contextmanager
+def outlived_by_helpers(pid: int) -> Iterator[None]:
+    """A process that is killed in the block: wait until the children that it leaves have ended."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    helpers = []
+    for child in children:
+        with suppress(ProcessLookupError):
+            helpers.append(os.pidfd_open(int(child)))
+    yield
+    for helper in helpers:
+        assert select.select([helper], [], [], PATIENCE)[0], "a helper lives on"
+        os.close(helper)
