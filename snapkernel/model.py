@@ -34,7 +34,6 @@ _FEWEST_REGISTERS = 16 * 8
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
 DescriptorNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
-FileOffset = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
 
 
 class Record(
@@ -308,8 +307,8 @@ class FileLock(Record, frozen=True, kw_only=True):
 
     kind: LockKind
     write: bool
-    start: FileOffset = 0
-    end: FileOffset | None = None
+    start: Natural = 0
+    end: Natural | None = None
 
 
 class RegularFile(Description, frozen=True, kw_only=True, tag="file"):

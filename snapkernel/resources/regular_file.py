@@ -8,7 +8,7 @@ import stat
 
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import FileIdentity, ObjectFile, RegularFile
-from snapkernel.resources import shared_memory
+from snapkernel.resources import file_locks, shared_memory
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
@@ -35,7 +35,12 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> RegularFile | Obj
         known.link = known.link or f"/proc/self/fd/{file.descriptor}"
         capture.saved(file.subject)
         flags = file.flags & ~shared_memory.WAYS_TO_OPEN
-        return ObjectFile(flags=flags, position=file.position, object=known.index)
+        return ObjectFile(
+            flags=flags,
+            position=file.position,
+            object=known.index,
+            locks=file_locks.capture(capture, file),
+        )
     return _by_path(capture, file)
 
 
@@ -57,6 +62,7 @@ def _by_path(capture: Capture, file: OpenFile) -> RegularFile | None:
         flags=file.flags & ~_NOT_AGAIN,
         position=file.position,
         directory=directory,
+        locks=file_locks.capture(capture, file),
         file=FileIdentity(
             path=file.link,
             size=0 if directory else file.status.st_size,
