@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -32,6 +32,11 @@ _FEWEST_REGISTERS = 16 * 8
 """Bytes: no 64-bit architecture has fewer registers than sixteen."""
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
+"""A number below 2**63: msgspec cannot check larger ones against a bound."""
+
+Word = int
+"""An unsigned number of 64 bits; ``Record.WORDS`` names the fields, to be checked."""
+
 Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
 DescriptorNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
@@ -39,7 +44,20 @@ DescriptorNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 class Record(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """Base of all records."""
+    """Base of all records.
+
+    Attributes:
+        WORDS: the fields that are ``Word``.
+    """
+
+    WORDS: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.WORDS:
+            value = getattr(self, name)
+            for word in value if isinstance(value, tuple) else (value,):
+                if not 0 <= word < 1 << 64:
+                    raise ValueError(f"{name} {word} is not a word of 64 bits")
 
 
 class Content(Record, frozen=True, kw_only=True):
@@ -205,7 +223,9 @@ class PendingSignal(Record, frozen=True, kw_only=True):
 class RestartableSequence(Record, frozen=True, kw_only=True):
     """A thread's rseq(2) registration."""
 
-    address: Natural
+    WORDS = ("address",)
+
+    address: Word
     size: Natural
     signature: Natural
     flags: Natural = 0
@@ -239,15 +259,21 @@ class Thread(Record, frozen=True, kw_only=True):
         scheduling: sched(7).
     """
 
+    WORDS = (
+        "signal_mask",
+        "robust_list",
+        "clear_child_tid",
+    )
+
     tid: Pid
     name: bytes
     registers: bytes
     vector: dict[str, bytes]
     system_call: int | None = None
-    signal_mask: Natural
+    signal_mask: Word
     pending: tuple[PendingSignal, ...] = ()
-    robust_list: tuple[Natural, Natural] = (0, 0)
-    clear_child_tid: Natural = 0
+    robust_list: tuple[Word, Word] = (0, 0)
+    clear_child_tid: Word = 0
     rseq: RestartableSequence | None = None
     alternate_stack: bytes = b""
     parent_death_signal: Natural = 0
@@ -268,10 +294,12 @@ class PosixTimer(Record, frozen=True, kw_only=True):
         overrun: timer_getoverrun(2).
     """
 
+    WORDS = ("value",)
+
     id: Natural
     clock: int
     signal: Natural
-    value: Natural
+    value: Word
     notify: Natural
     thread: Natural = 0
     setting: bytes
@@ -365,7 +393,9 @@ class Stream(Description, frozen=True, kw_only=True, tag="stream"):
 class EventDescriptor(Description, frozen=True, kw_only=True, tag="eventfd"):
     """eventfd(2)."""
 
-    count: Natural
+    WORDS = ("count",)
+
+    count: Word
     semaphore: bool = False
 
 
@@ -373,10 +403,12 @@ class EpollTarget(Record, frozen=True, kw_only=True):
     """One registration of epoll_ctl(2): ``descriptor`` as it was when added; ``description`` is
     the index of what is watched."""
 
+    WORDS = ("data",)
+
     descriptor: DescriptorNumber
     description: Natural
     events: Natural
-    data: Natural
+    data: Word
 
 
 class Epoll(Description, frozen=True, kw_only=True, tag="epoll"):
@@ -398,7 +430,9 @@ class TimerDescriptor(Description, frozen=True, kw_only=True, tag="timerfd"):
 class SignalDescriptor(Description, frozen=True, kw_only=True, tag="signalfd"):
     """signalfd(2)."""
 
-    mask: Natural
+    WORDS = ("mask",)
+
+    mask: Word
 
 
 class UnixSocket(Description, frozen=True, kw_only=True, tag="unix"):
@@ -494,10 +528,12 @@ class Credentials(Record, frozen=True, kw_only=True):
         no_new_privileges: prctl(2).
     """
 
+    WORDS = ("capabilities",)
+
     uids: tuple[Natural, Natural, Natural, Natural]
     gids: tuple[Natural, Natural, Natural, Natural]
     groups: tuple[Natural, ...] = ()
-    capabilities: tuple[Natural, Natural, Natural, Natural, Natural] = (0, 0, 0, 0, 0)
+    capabilities: tuple[Word, Word, Word, Word, Word] = (0, 0, 0, 0, 0)
     no_new_privileges: bool = False
 
 

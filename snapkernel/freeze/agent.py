@@ -114,7 +114,7 @@ class Agent:
     def remove(self, site: int | None = None) -> None:
         """Unmap the agent."""
         self._site = site or self._site
-        if self.live and self.ignores_trap:
+        if self.ignores_trap:
             # The agent's trap is forced, and has reset the action (signal(7)).
             self.target.memory.write(self.base + DATA, self.trap_action())
             self.raw("rt_sigaction", signal.SIGTRAP, self.base + DATA, 0, 8)

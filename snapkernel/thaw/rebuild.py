@@ -18,6 +18,7 @@ from snapkernel.model import TcpListener, Thread
 from snapkernel.resources import (
     credentials,
     descriptors,
+    file_locks,
     memory,
     process,
     signals,
@@ -118,6 +119,7 @@ def steps(
     for index, listener in descriptors.listeners(build):
         yield Listen(index, listener)
     yield descriptors.rebuild_connect(build)
+    yield file_locks.rebuild(build)
     if len(build.process.threads) > 1:
         yield MakeThreads(threads.rebuild_threads(build))
     for thread in build.process.threads:

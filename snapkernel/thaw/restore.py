@@ -289,6 +289,9 @@ class _Thaw:
             self._do(build, step)
         self._read_ports(build)
         areas = procfs.areas(procfs.text(f"/proc/{self.target.pid}/maps"))
+        self.agent.ignores_trap = (
+            self.process.actions.get(signal.SIGTRAP) == self.agent.trap_action()
+        )
         self.agent.remove(call_site(self.target, [a for a in areas if a.start != self.agent.base]))
         self.mark("rebuilt")
 
