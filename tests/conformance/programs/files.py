@@ -115,6 +115,49 @@ def deleted_twice_open():
 
 
 @program
+def called_deleted():
+    """A name that reads like the kernel's mark of a deleted file."""
+    import mmap
+
+    name = "notes (deleted)"
+    fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+    os.write(fd, b"still here")
+    area = mmap.mmap(fd, 10, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    yield
+    expect("mapped", area[:], b"still here")
+    expect("links", os.fstat(fd).st_nlink, 1)
+    assert os.path.sameopenfile(fd, os.open(name, os.O_RDONLY)), "it is another file"
+    with open("/proc/self/maps") as maps:
+        names = [line.rstrip().rpartition("/")[2] for line in maps if "notes" in line]
+    expect("maps", names, [name])
+
+
+@program
+def shared_locks():
+    """Locks of all three kinds that many may have, so that a copy beside its original may."""
+    import struct
+
+    first = os.open("locked", os.O_RDWR | os.O_CREAT, 0o600)
+    second = os.open("locked", os.O_RDWR)
+    os.dup(first)
+    fcntl.flock(second, fcntl.LOCK_SH)
+    fcntl.lockf(first, fcntl.LOCK_SH, 510, 1073741826)  # as sqlite does
+    fcntl.lockf(second, fcntl.LOCK_SH, 10)
+    to_the_end = struct.pack("=hh4xqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 100, 0, 0)
+    fcntl.fcntl(first, 37, to_the_end)  # F_OFD_SETLK
+
+    def locks(fd):
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            found = [line.split() for line in info if line.startswith("lock:")]
+        return sorted(words[2:5] + words[-2:] for words in found)
+
+    before = [locks(first), locks(second)]
+    expect("how many", [len(found) for found in before], [2, 2])
+    yield
+    expect("locks", [locks(first), locks(second)], before)
+
+
+@program
 def unnamed_temporary_file():
     """O_TMPFILE, as tempfile.TemporaryFile makes it."""
     import tempfile

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import threading
 
 from areas import ANONYMOUS, NONE, NORESERVE, PAGE, PRIVATE, READ, SHARED, WRITE, Area
 from protocol import UnsupportedError, call, expect, main, pattern, program, restored
@@ -191,6 +192,38 @@ def shared_anonymous():
 
 
 @program
+def shared_in_parts():
+    """One object behind mappings of different protection, of which the first is not the widest."""
+    area = Area(48 * PAGE, flags=SHARED | ANONYMOUS)
+    area.write(pattern(48 * PAGE))
+    area.protect(READ, 16 * PAGE, PAGE)
+    area.protect(NONE, 40 * PAGE, 8 * PAGE)
+    yield
+    expect("permissions", area.permissions(), "rw-s")
+    expect("can be written", area.writable(16 * PAGE), False)
+    expect("can be read", area.readable(40 * PAGE), False)
+    area.protect(READ)
+    expect("content", area.read() == pattern(48 * PAGE), True)
+
+
+@program
+def sparse_shared():
+    """Pages of a hole do not come to life, neither in the original nor in a copy."""
+    length = 8 << 30
+    area = Area(length, flags=SHARED | ANONYMOUS | NORESERVE)
+    places = (0, 17 * MEBIBYTE, (5 << 30) + 3 * PAGE, length - PAGE)
+    for number, place in enumerate(places):
+        area.write(pattern(PAGE, number + 1), place)
+    yield
+    resident = area.resident()
+    assert resident < 64 * MEBIBYTE, f"{resident} bytes are resident"
+    for number, place in enumerate(places):
+        expect(f"page at {place:#x}", area.read(PAGE, place), pattern(PAGE, number + 1))
+    expect("a page in between", area.read(PAGE, 3 << 30), bytes(PAGE))
+    assert "nr" in area.vm_flags(), "the reservation counts against the commit limit"
+
+
+@program
 def shared_with_children():
     """Shared anonymous memory is shared with a child that is started after the restore."""
     area = Area(4 * PAGE, flags=SHARED | ANONYMOUS)
@@ -218,6 +251,67 @@ def shared_file():
         content = file.read()
     expect("written before", content[2 * PAGE : 2 * PAGE + 6], b"before")
     expect("written after", content[9 * PAGE : 9 * PAGE + 6], b"after!")
+
+
+@program
+def shared_file_that_changes():
+    """Somebody modifies a file that is mapped shared all the time, as databases are."""
+    with open("shared", "wb") as file:
+        file.write(pattern(4 * PAGE))
+    with open("shared", "r+b") as file:
+        area = Area(4 * PAGE, flags=SHARED, fd=file.fileno())
+    ended = threading.Event()
+
+    def modify():
+        number = 0
+        while not ended.wait(0.001):
+            number += 1
+            os.utime("shared", ns=(number, number))
+
+    thread = threading.Thread(target=modify)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+    expect("content", area.read() == pattern(4 * PAGE), True)
+
+
+@program
+def replaced_library():
+    """A file mapped in segments, as the dynamic linker does it, and deleted by an upgrade."""
+    with open("library.so", "wb") as file:
+        file.write(pattern(16 * PAGE - 100))
+    with open("library.so", "rb") as file:
+        head = Area(6 * PAGE, READ, PRIVATE, file.fileno())
+        code = Area(6 * PAGE, READ | mmap.PROT_EXEC, PRIVATE, file.fileno(), 5 * PAGE)
+        data = Area(6 * PAGE, READ | WRITE, PRIVATE, file.fileno(), 10 * PAGE)
+    data.write(b"relocated")
+    data.write(b"relocated", 5 * PAGE)
+    os.unlink("library.so")
+    yield
+    content = pattern(16 * PAGE - 100) + bytes(100)
+    expect("head", head.read() == content[: 6 * PAGE], True)
+    expect("code", code.read() == content[5 * PAGE : 11 * PAGE], True)
+    expect("permissions", code.permissions(), "r-xp")
+    expect("between", data.read(4 * PAGE, PAGE) == content[11 * PAGE : 15 * PAGE], True)
+    for place in (0, 5 * PAGE):
+        mine = data.read(PAGE, place)
+        expect("relocated", mine[:9], b"relocated")
+        expect("rest", mine[9:] == content[10 * PAGE + place :][9:PAGE], True)
+
+
+@program
+def deleted_with_its_folder():
+    os.mkdir("folder")
+    descriptor = os.open("folder/gone", os.O_RDWR | os.O_CREAT, 0o600)
+    os.write(descriptor, pattern(4 * PAGE))
+    area = Area(4 * PAGE, flags=SHARED, fd=descriptor)
+    os.unlink("folder/gone")
+    os.rmdir("folder")
+    yield
+    expect("in memory", area.read() == pattern(4 * PAGE), True)
+    area.write(b"one object", PAGE)
+    expect("in the file", os.pread(descriptor, 10, PAGE), b"one object")
 
 
 @program
@@ -293,6 +387,26 @@ def memory_file_without_descriptor():
     expect("content", second.read() == pattern(8 * PAGE), True)
     second.write(b"shared")
     expect("still shared", first.read(6), b"shared")
+
+
+@program
+def memory_file_in_parts():
+    """Mappings that show different parts of a memfd that nobody has open."""
+    fd = os.memfd_create("parts")
+    os.ftruncate(fd, 100 * PAGE)
+    first = Area(4 * PAGE, flags=SHARED, fd=fd)
+    second = Area(32 * PAGE, flags=SHARED, fd=fd, offset=60 * PAGE)
+    own = Area(8 * PAGE, flags=PRIVATE, fd=fd, offset=2 * PAGE)
+    os.close(fd)
+    first.write(pattern(4 * PAGE))
+    second.write(pattern(16 * PAGE, 2))
+    own.write(b"own", PAGE)
+    yield
+    expect("first", first.read() == pattern(4 * PAGE), True)
+    expect("second", second.read() == pattern(16 * PAGE, 2) + bytes(16 * PAGE), True)
+    expect("private", own.read(3, PAGE), b"own")
+    first.write(b"seen", 2 * PAGE)
+    expect("not private", own.read(4), b"seen")
 
 
 @program

@@ -78,6 +78,25 @@ def record_lock():
 
 
 @program
+def lease():
+    """fcntl(2), F_SETLEASE: we are told before somebody opens the file."""
+    fd = os.open("leased", os.O_RDWR | os.O_CREAT)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    yield
+    expect("lease", fcntl.fcntl(fd, fcntl.F_GETLEASE), fcntl.F_WRLCK)
+
+
+@program
+def name_that_is_no_text():
+    """A file whose name is not UTF-8."""
+    fd = os.open(b"na\xefve", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"text")
+    yield
+    expect("content", os.pread(fd, 10, 0), b"text")
+    expect("name", os.path.basename(os.readlink(f"/proc/self/fd/{fd}".encode())), b"na\xefve")
+
+
+@program
 def pid_descriptor():
     fd = os.pidfd_open(os.getpid())
     yield
