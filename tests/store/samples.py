@@ -60,7 +60,7 @@ def make_manifest(content: Content | None = None, **fields: Any) -> Manifest:
         working_directory="/",
         umask=0o22,
         memory=memory,
-        threads=(Thread(tid=7, name="true", registers=bytes(216), vector={}, signal_mask=0),),
+        threads=(Thread(tid=7, name=b"true", registers=bytes(216), vector={}, signal_mask=0),),
         descriptors=(),
         credentials=Credentials(uids=(0, 0, 0, 0), gids=(0, 0, 0, 0)),
         actions={},
