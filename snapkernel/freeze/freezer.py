@@ -11,6 +11,7 @@ the target goes on.
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import sys
 from typing import BinaryIO
 
 from snapkernel.errors import SnapkernelError, StoreError
-from snapkernel.freeze.checkpoint import Progress, Snapshot, checkpoint_here
+from snapkernel.freeze.checkpoint import Progress, Snapshot, checkpoint_here, rehearse
 from snapkernel.store import Store
 
 _BLOCKED = (
@@ -84,6 +85,10 @@ def main() -> None:
         _send(answer, ("progress", title, done, total))
 
     pid, url, name, stop = pickle.load(sys.stdin.buffer)
+    with contextlib.suppress(OSError):
+        os.nice(-10)  # the target waits for us; only a privileged user may ask for it
+    with contextlib.suppress(SnapkernelError, OSError):
+        rehearse()
     try:
         message: tuple[str, object] = (
             "snapshot",
