@@ -13,8 +13,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from snapkernel.resources import descriptors, vdso
 from snapkernel.resources.context import Build, Fill
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
-from snapkernel.thaw.stub import Stub, needs_user_namespace, spawn
+from snapkernel.thaw.stub import Spawn, Stub, needs_user_namespace
 
 
 @dataclass
@@ -177,7 +178,12 @@ def hold(
     manifest = where.load(snapshot.id if isinstance(snapshot, Snapshot) else snapshot)
     check.refuse_mismatches(manifest)
     content = manifest.processes[0].memory.content
-    with where.fetch(manifest, content) as fetch, streams.opened(manifest, stdio) as inherited:
+    # The threads that decode must not wait long for the one that builds.
+    with (
+        _switching_often(),
+        where.fetch(manifest, content) as fetch,
+        streams.opened(manifest, stdio) as inherited,
+    ):
         thaw = _Thaw(manifest, where, fetch, inherited, progress, began)
         held = thaw.run()
     try:
@@ -191,6 +197,17 @@ def hold(
     return held
 
 
+@contextlib.contextmanager
+def _switching_often() -> Iterator[None]:
+    """Have the interpreter switch between threads more often than every 5 ms."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0002)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
     """The ordered steps of a restore as text, readable like strace's. Nothing is done.
 
@@ -202,24 +219,35 @@ def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
     architecture = arch.load(manifest.host.architecture)
     process = manifest.processes[0]
     build = Build(manifest, process, architecture, {number: 100 + number for number in range(3)})
-    agent = find_hole(rebuild.occupied(build), SIZE, architecture.task_size)
-    rebuild.prepare(build, agent)
-    for step in rebuild.steps(
-        build,
-        agent,
-        same_vdso=_same_vdso(manifest, os.getpid()),
-        own_namespace=needs_user_namespace(),
-        identity=_other_identity(manifest),
-    ):
+    for step in _steps(build)[1]:
         yield from rebuild.lines(step)
     yield "-- unmap the agent, set registers, let all threads go"
 
 
-def _same_vdso(manifest: Manifest, pid: int) -> bool:
-    """The vdso of a process here is the image's."""
+def _steps(build: Build) -> tuple[int, list[rebuild.Step]]:
+    """Where the agent will be, and all steps. The stub's own few mappings lie at other ends of the
+    address space than the first hole of the image; that they do not overlap is checked when the
+    agent is mapped."""
+    agent = find_hole(rebuild.occupied(build), SIZE, build.architecture.task_size)
+    rebuild.prepare(build, agent)
+    return agent, list(
+        rebuild.steps(
+            build,
+            agent,
+            same_vdso=_same_vdso(build.manifest),
+            own_namespace=needs_user_namespace(),
+            identity=_other_identity(build.manifest),
+        )
+    )
+
+
+def _same_vdso(manifest: Manifest) -> bool:
+    """This kernel's vdso, which we have as well, is the image's."""
     old = manifest.processes[0].memory.vdso
-    with contextlib.closing(Memory(pid)) as memory:
-        here = vdso.capture(memory, procfs.areas(procfs.text(f"/proc/{pid}/maps")))
+    lines = procfs.text("/proc/self/maps").split("\n")
+    areas = procfs.areas("\n".join(line for line in lines if line.endswith("]")))
+    with contextlib.closing(Memory(os.getpid())) as memory:
+        here = vdso.capture(memory, areas)
     return old is not None and here is not None and vdso.same(old, here)
 
 
@@ -255,13 +283,21 @@ class _Thaw:
         self.timings[step] = time.perf_counter() - self.began
 
     def run(self) -> Held:
-        """Everything, until only ``release`` is left."""
+        """Everything, until only ``release`` is left. The steps are made while the kernel makes the
+        namespaces."""
         self.mark("checked")
-        stub = spawn(self.process, self.manifest.clocks, list(self.inherited.values()))
-        self.mark("stub")
+        spawn = Spawn(self.process, self.manifest.clocks, list(self.inherited.values()))
         try:
             build = Build(self.manifest, self.process, self.architecture, self.inherited)
-            self._rebuild(stub, build)
+            base, steps = _steps(build)
+            self.mark("planned")
+        except BaseException:
+            spawn.abandon()
+            raise
+        stub = spawn.stopped()
+        self.mark("stub")
+        try:
+            self._rebuild(stub, build, base, steps)
             self._set_registers(stub.target)
             self._outside(stub.target)
         except BaseException:
@@ -269,31 +305,31 @@ class _Thaw:
             raise
         return Held(stub, build, self.began, self.timings, None)
 
-    def _rebuild(self, stub: Stub, build: Build) -> None:
+    def _rebuild(self, stub: Stub, build: Build, base: int, steps: Sequence[rebuild.Step]) -> None:
         self.target = stub.target
         tracing.set_signal_mask(self.target.leader, tracing.BLOCK_ALL)
         areas = procfs.areas(procfs.text(f"/proc/{self.target.pid}/maps"))
-        taken = [*rebuild.occupied(build), *((area.start, area.end) for area in areas)]
-        base = find_hole(taken, SIZE, self.architecture.task_size)
         self.agent = Agent(self.target, base, live=False)
         self.agent.install(call_site(self.target, areas))
-        same = _same_vdso(self.manifest, self.target.pid)
-        rebuild.prepare(build, base)
-        for step in rebuild.steps(
-            build,
-            base,
-            same_vdso=same,
-            own_namespace=stub.user_namespace,
-            identity=_other_identity(self.manifest),
-        ):
+        for step in steps:
             self._do(build, step)
         self._read_ports(build)
-        areas = procfs.areas(procfs.text(f"/proc/{self.target.pid}/maps"))
         self.agent.ignores_trap = (
             self.process.actions.get(signal.SIGTRAP) == self.agent.trap_action()
         )
-        self.agent.remove(call_site(self.target, [a for a in areas if a.start != self.agent.base]))
+        self.agent.remove(self._last_site())
         self.mark("rebuilt")
+
+    def _last_site(self) -> int:
+        """A system call instruction to unmap the agent by."""
+        old = self.process.memory.vdso
+        if old is not None:
+            text = self.target.memory.read(old.text_start, len(old.text))
+            at = text.find(self.architecture.system_call_instruction)
+            if at >= 0:
+                return old.text_start + at
+        areas = procfs.areas(procfs.text(f"/proc/{self.target.pid}/maps"))
+        return call_site(self.target, [area for area in areas if area.start != self.agent.base])
 
     def _do(self, build: Build, step: rebuild.Step) -> None:
         if isinstance(step, Batch):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snapkernel import procfs
+from snapkernel._native import ffi, lib
 from snapkernel.errors import CannotRestore, UnsupportedHost
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
@@ -65,38 +66,53 @@ def has_time_namespaces() -> bool:
     return os.path.exists("/proc/self/ns/time_for_children")
 
 
-def spawn(process: Process, clocks: Clocks, streams: Sequence[int]) -> Stub:
-    """Make the namespaces and the stub; the clocks in them go on from ``clocks``.
+class Spawn:
+    """A stub that is being made: there is time for other things until it is needed."""
 
-    Raises:
-        UnsupportedHost: the kernel does not let us make them.
-    """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        own = needs_user_namespace()
-        parent = subprocess.Popen(
-            _command(process, clocks, theirs.fileno(), streams, own),
-            pass_fds=(theirs.fileno(), *streams),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
+    def __init__(self, process: Process, clocks: Clocks, streams: Sequence[int]) -> None:
+        """Start kernel-init; the clocks in its namespaces go on from ``clocks``."""
+        self._own = needs_user_namespace()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._parent = subprocess.Popen(
+                _command(process, clocks, theirs.fileno(), streams, self._own),
+                pass_fds=(theirs.fileno(), *streams),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def abandon(self) -> None:
+        """End what was started: everything there waits for a word on the control socket."""
+        self._control.close()
+        self._parent.kill()
+        self._parent.wait()
+
+    def stopped(self) -> Stub:
+        """Wait for the stub, and stop it before its first instruction.
+
+        Raises:
+            UnsupportedHost: the kernel does not let us make its namespaces.
+        """
+        pid = 0
         try:
-            init = _expect(ours, b"init")
-            pid = _expect(ours, b"stub")
-            result = tracing.request(tracing.SEIZE, pid, 0, _OPTIONS)
-            assert result == 0
-            ours.send(b"x")
+            init = _expect(self._control, b"init")
+            pid = _expect(self._control, b"stub")
+            tracing.request(tracing.SEIZE, pid, 0, _OPTIONS)
+            self._control.send(b"x")
             _run_to_end_of_exec(pid)
+            return Stub(Target(pid, [pid]), self._parent, init, self._own)
         except BaseException:
-            ours.close()
-            parent.kill()
-            parent.wait()
+            if pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                lib.sk_wait(pid, 0, ffi.new("int *"))
+            self.abandon()
             raise
-    return Stub(Target(pid, [pid]), parent, init, own)
+        finally:
+            self._control.close()
 
 
 def _command(
