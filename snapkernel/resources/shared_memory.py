@@ -394,7 +394,11 @@ def _joined(pieces: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
 
 
 def _subject(known: SharedObject) -> str:
-    return f"{known.kind} {known.name}".rstrip()
+    """How to name it to the user."""
+    if known.kind == "anonymous":
+        area = known.areas[0]
+        return f"shared memory {area.start:#x}-{area.end:#x}"
+    return f"{known.kind.replace('-', ' ')} {known.name}"
 
 
 def _tell_unseen(capture: Capture, known: SharedObject, view: _View, size: int) -> None:
