@@ -125,10 +125,10 @@ def checkpoint(
         check_name(name)
     if pid == os.getpid():
         raise TargetError(f"process {pid}", "cannot freeze itself", "call from another process")
-    where = store if isinstance(store, Store) else Store.open(store, create=True)
-    if where.url.startswith("memory:") or _only_ancestors_may_trace():
-        return checkpoint_here(pid, store=where, name=name, stop=stop, progress=progress)
-    snapshot = freezer.run(pid, where.url, name, stop, progress)
+    url = store.url if isinstance(store, Store) else store
+    if (url or "").startswith("memory:") or _only_ancestors_may_trace():
+        return checkpoint_here(pid, store=store, name=name, stop=stop, progress=progress)
+    snapshot = freezer.run(pid, url, name, stop, progress)
     return dataclasses.replace(snapshot, safe_s=time.perf_counter() - began)
 
 
@@ -145,7 +145,7 @@ def _only_ancestors_may_trace() -> bool:
 def checkpoint_here(
     pid: int,
     *,
-    store: Store,
+    store: Store | str | None = None,
     name: str = "",
     stop: bool = False,
     progress: Progress | None = None,
@@ -161,9 +161,10 @@ def checkpoint_here(
     survey = looking.survey(pid)
     looking.refuse(pid, survey.findings)
     connection = _connection(pid)
+    where = store if isinstance(store, Store) else Store.open(store, create=True)
     mark("survey")
     with (
-        store.writer() as writer,
+        where.writer() as writer,
         contextlib.closing(_Shot(pid, writer, survey, stop, progress, mark)) as shot,
     ):
         shot.take()

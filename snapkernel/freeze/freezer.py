@@ -20,7 +20,6 @@ from typing import BinaryIO
 
 from snapkernel.errors import SnapkernelError, StoreError
 from snapkernel.freeze.checkpoint import Progress, Snapshot, checkpoint_here, rehearse
-from snapkernel.store import Store
 
 _BLOCKED = (
     signal.SIGHUP,
@@ -33,7 +32,7 @@ _BLOCKED = (
 )
 
 
-def run(pid: int, url: str, name: str, stop: bool, progress: Progress | None) -> Snapshot:
+def run(pid: int, url: str | None, name: str, stop: bool, progress: Progress | None) -> Snapshot:
     """Have a freezer take a snapshot, and return it or raise what it raised.
 
     Raises:
@@ -92,7 +91,7 @@ def main() -> None:
     try:
         message: tuple[str, object] = (
             "snapshot",
-            checkpoint_here(pid, store=Store.open(url), name=name, stop=stop, progress=tell),
+            checkpoint_here(pid, store=url, name=name, stop=stop, progress=tell),
         )
     except SnapkernelError as error:
         message = ("error", error)

@@ -102,6 +102,8 @@ def _queued(capture: Capture, file: OpenFile, end: socket.socket) -> tuple[bytes
     """The messages that wait, without taking them. Not looked at while the process runs: a message
     of no bytes that was looked at before is passed over with SO_PEEK_OFF."""
     if capture.target is None:
+        if int(file.field("scm_fds") or 0):  # Linux 5.10
+            _refuse_descriptors(capture, file)
         return ()
     messages: list[bytes] = []
     before = end.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
@@ -117,9 +119,7 @@ def _queued(capture: Capture, file: OpenFile, end: socket.socket) -> tuple[bytes
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     for descriptor in struct.unpack(f"={len(rights) // 4}i", rights):
                         os.close(descriptor)
-                    capture.refuse(
-                        file.subject, "has descriptors on their way in it", "receive them first"
-                    )
+                    _refuse_descriptors(capture, file)
             if not data and end.type & 15 == socket.SOCK_STREAM:
                 break
             messages.append(data)
@@ -128,6 +128,10 @@ def _queued(capture: Capture, file: OpenFile, end: socket.socket) -> tuple[bytes
     if end.type & 15 == socket.SOCK_STREAM:
         return (b"".join(messages),) if messages else ()
     return tuple(messages)
+
+
+def _refuse_descriptors(capture: Capture, file: OpenFile) -> None:
+    capture.refuse(file.subject, "has descriptors on their way in it", "receive them first")
 
 
 # --- rebuild -----------------------------------------------------------------------------------
