@@ -139,7 +139,7 @@ def test_caller_is_interrupted(working: Conversation, store: str) -> None:
     """KeyboardInterrupt at 30 moments, between the beginning and the end of a checkpoint."""
     pid = pid_of(working)
     before = look(pid)
-    longest = 2 * snapkernel.checkpoint(pid, store=store).safe_s
+    longest = snapkernel.checkpoint(pid, store=store).safe_s
     moments = random.Random(7)
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(pid), store],
