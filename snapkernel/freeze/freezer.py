@@ -16,6 +16,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import traceback
 from typing import BinaryIO
 
 from snapkernel.errors import SnapkernelError, StoreError
@@ -49,6 +50,7 @@ def run(pid: int, url: str | None, name: str, stop: bool, progress: Progress | N
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    answered = True
     try:
         pickle.dump((pid, url, name, stop), process.stdin)
         process.stdin.flush()
@@ -66,12 +68,16 @@ def run(pid: int, url: str | None, name: str, stop: bool, progress: Progress | N
         raise SnapkernelError(
             "freezer", f"ended without an answer (status {process.wait()})", "try again"
         ) from None
+    except SnapkernelError:
+        raise
+    except BaseException:
+        answered = False  # interrupted: it gives up at its next message; we do not wait for that
+        raise
     finally:
-        # It ends by itself: at once when it has answered, at its next message otherwise.
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
-        if sys.exc_info()[0] is None:
+        if answered:
             process.wait()
 
 
@@ -99,6 +105,10 @@ def main() -> None:
         return
     except OSError as error:
         message = ("error", StoreError(f"checkpoint of process {pid}", str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"failed in an unforeseen way: {type(error).__name__}: {error!a}"
+        message = ("error", SnapkernelError(f"checkpoint of process {pid}", reason, "report it"))
     with contextlib.suppress(BrokenPipeError):
         _send(answer, message)
 

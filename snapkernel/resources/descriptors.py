@@ -79,6 +79,8 @@ def _describe(capture: Capture, file: OpenFile, table: Table) -> AnyDescription 
     for kind in KINDS:
         if kind.recognises(file):
             record: AnyDescription | None = kind.capture(capture, file, table)
+            if file.field("lock") and record is not None and not hasattr(record, "locks"):
+                capture.refuse(file.subject, "is locked, which cannot be saved", "unlock it")
             return record
     reasons = (reason for name, reason in KNOWN_BY_NAME.items() if file.link.startswith(name))
     reason = next(reasons, "this kind of descriptor is unknown")

@@ -59,6 +59,10 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
             for name in (
                 "memory.private_anonymous",
                 "memory.memory_file",
+                "memory.memory_file_in_parts",
+                "memory.replaced_library",
+                "memory.shared_in_parts",
+                "memory.sparse_shared",
                 "memory.shared_file",
                 "files.deleted",
                 "channels.pair_seqpacket",
