@@ -74,6 +74,7 @@ SYSTEM_CALLS = {
     "exit_group": 231,
     "epoll_ctl": 233,
     "tgkill": 234,
+    "waitid": 247,
     "openat": 257,
     "unlinkat": 263,
     "linkat": 265,

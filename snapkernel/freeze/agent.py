@@ -23,7 +23,7 @@ from snapkernel.arch import Architecture
 from snapkernel.errors import BatchFailed, TargetError
 from snapkernel.freeze import tracing
 from snapkernel.freeze.batch import AddressOf, Argument, Batch, Call, Cell, Space, Words
-from snapkernel.freeze.target import Target
+from snapkernel.freeze.target import Memory, Target
 
 LIBEXEC = Path(_native.__file__).parent / "libexec"
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -227,8 +227,10 @@ class Agent:
                     call.note or call.name,
                     f"{call.name} gave {result} instead of {call.expect} (while: {title})",
                 )
-        for space, offset in spaces.items():
-            space.data = memory.read(self.base + DATA + offset, len(space.data))
+        if spaces:
+            written = memory.read(self.base + DATA, len(data))
+            for space, offset in spaces.items():
+                space.data = written[offset : offset + len(space.data)]
         return count
 
     def _lay_out(
@@ -282,7 +284,7 @@ class Agent:
             raise TargetError(f"thread {tid}", f"trapped at {at:#x}, outside the agent")
 
 
-def call_site(target: Target, areas: Sequence[procfs.Area]) -> int:
+def call_site(memory: Memory, areas: Sequence[procfs.Area]) -> int:
     """The address of a system call instruction: in the vdso, or in any other code of the process.
 
     Raises:
@@ -291,8 +293,8 @@ def call_site(target: Target, areas: Sequence[procfs.Area]) -> int:
     instruction = arch.native().system_call_instruction
     code = [area for area in areas if area.protection & PROT_EXEC and area.name != "[vsyscall]"]
     for area in sorted(code, key=lambda area: (area.name != "[vdso]", area.end - area.start)):
-        text = target.memory.read(area.start, min(area.end - area.start, _MOST_CODE))
+        text = memory.read(area.start, min(area.end - area.start, _MOST_CODE))
         at = text.find(instruction)
         if at >= 0:
             return area.start + at
-    raise TargetError(f"process {target.pid}", "has no system call instruction to borrow")
+    raise TargetError(f"process {memory.pid}", "has no system call instruction to borrow")

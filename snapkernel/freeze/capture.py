@@ -7,6 +7,7 @@ refuses early, and it finds out what takes long (VmFlags, build ids), so that th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from snapkernel import arch, procfs
 from snapkernel.arch import Architecture
 from snapkernel.errors import CannotCheckpoint, Finding, UnsupportedHost
 from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
-from snapkernel.freeze.target import Target, why_not
+from snapkernel.freeze.target import Memory, Target, why_not
 from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process
 from snapkernel.resources import (
     credentials,
@@ -44,6 +45,8 @@ class Survey:
         files: identities of mapped files.
         maps: the text of ``/proc/PID/maps``.
         areas: the same, parsed.
+        hole: where the agent fits.
+        site: a system call instruction to borrow.
         unforked: some of them are kept from forked children (madvise(2), MADV_DONTFORK).
     """
 
@@ -52,6 +55,8 @@ class Survey:
     files: dict[tuple[str, int], FileIdentity]
     maps: str
     areas: list[procfs.Area]
+    hole: int
+    site: int
     unforked: bool
 
     def areas_now(self, pid: int) -> list[procfs.Area]:
@@ -96,7 +101,10 @@ def _look_from_outside(pid: int) -> Survey:
     capture.saved(f"{len(procfs.tids(pid))} threads")
     capture.saved(f"{len(areas)} memory mappings")
     unforked = any("dc" in words for words in flags.values())
-    return Survey(capture.findings, flags, capture.known, maps, areas, unforked)
+    hole = _hole(areas)
+    with contextlib.closing(Memory(pid)) as held:
+        site = call_site(held, areas)
+    return Survey(capture.findings, flags, capture.known, maps, areas, hole, site, unforked)
 
 
 def architecture_of(pid: int) -> Architecture:
@@ -139,12 +147,19 @@ def refuse(pid: int, findings: list[Finding]) -> None:
         raise CannotCheckpoint(f"process {pid}", refused)
 
 
-def install_agent(target: Target, areas: list[procfs.Area], *, live: bool = True) -> Agent:
-    """Put the agent into a stopped process."""
-    architecture = arch.native()
-    hole = find_hole([(a.start, a.end) for a in areas], SIZE, architecture.task_size)
-    agent = Agent(target, hole, live=live)
-    agent.install(call_site(target, areas))
+def _hole(areas: list[procfs.Area]) -> int:
+    return find_hole([(a.start, a.end) for a in areas], SIZE, arch.native().task_size)
+
+
+def install_agent(target: Target, areas: list[procfs.Area], survey: Survey | None = None) -> Agent:
+    """Put the agent into a stopped process; where to is known if nothing has changed since the
+    survey."""
+    if survey is not None and areas is survey.areas:
+        hole, site = survey.hole, survey.site
+    else:
+        hole, site = _hole(areas), call_site(target.memory, areas)
+    agent = Agent(target, hole, live=True)
+    agent.install(site)
     return agent
 
 

@@ -253,6 +253,7 @@ class _Shot:
 
     def take(self) -> None:
         """Freeze, look, and store."""
+        self.writer.prepare()
         start = time.perf_counter()
         copy = self.freeze()
         if copy is not None:
@@ -288,7 +289,7 @@ class _Shot:
             memory.key(area) not in self.flags for area in self.areas
         ):
             self.flags = memory.read_flags(self.pid)
-        agent = looking.install_agent(target, self.areas)
+        agent = looking.install_agent(target, self.areas, self.survey)
         self.mark("agent")
         try:
             self.process, self.capture, self.clocks = looking.capture(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import struct
@@ -19,6 +20,7 @@ from snapkernel.constants import (
     PR_SET_MM_MAP,
     PR_SET_THP_DISABLE,
     PR_SET_TIMERSLACK,
+    WALL,
 )
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space, Words
@@ -126,6 +128,26 @@ def _mounts(pid: int) -> set[tuple[str, str]]:
     }
 
 
+def _has_children(agent: Agent) -> bool:
+    """Whether the process has any child, in any state: waitid(2) says ECHILD when not."""
+    batch = Batch("ask for children")
+    options = os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT | WALL
+    call = batch.call("waitid", os.P_ALL, 0, 0, options, 0, check=False)
+    agent.run(batch)
+    return call.result != -errno.ECHILD
+
+
+def _refuse_children(capture: Capture) -> None:
+    for child in procfs.children(capture.pid):
+        name = procfs.status(child)["Name"]
+        zombie = procfs.status(child)["State"].startswith("Z")
+        capture.refuse(
+            f"child process {child} ({name})",
+            "has ended but was not waited for" if zombie else "process trees cannot be saved yet",
+            "wait for it" if zombie else "end it, or wait until it ends, before the snapshot",
+        )
+
+
 def _refuse_strange(capture: Capture, status: dict[str, str]) -> None:
     if capture.target is None:
         _refuse_namespaces(capture)
@@ -135,14 +157,8 @@ def _refuse_strange(capture: Capture, status: dict[str, str]) -> None:
             "the first process of a pid namespace cannot be saved",
             "start it below an init, such as `tini` or `docker run --init`",
         )
-    for child in procfs.children(capture.pid):
-        name = procfs.status(child)["Name"]
-        zombie = procfs.status(child)["State"].startswith("Z")
-        capture.refuse(
-            f"child process {child} ({name})",
-            "has ended but was not waited for" if zombie else "process trees cannot be saved yet",
-            "wait for it" if zombie else "end it, or wait until it ends, before the snapshot",
-        )
+    if capture.agent is None or _has_children(capture.agent):
+        _refuse_children(capture)
     if status.get("Seccomp", "0") != "0":
         capture.refuse(
             "seccomp filter",

@@ -23,6 +23,7 @@ from snapkernel.constants import (
     CLONE_SYSVSEM,
     CLONE_THREAD,
     CLONE_VM,
+    PR_GET_NAME,
     PR_GET_PDEATHSIG,
     PR_GET_TID_ADDRESS,
     PR_SET_NAME,
@@ -63,13 +64,15 @@ def leave_sequences(target: Target, architecture: Architecture) -> None:
 def capture(target: Target, agent: Agent, architecture: Architecture) -> Iterator[Thread]:
     """Every thread, the leader first."""
     size = architecture.word_size
+    nested = len(procfs.status(target.pid)["NSpid"].split()) > 1
     for tid in target.tids:
         ask = Batch(f"ask thread {tid}")
         address, death = Space(bytes(8)), Space(bytes(4))
-        stack = Space(bytes(architecture.stack_size))
+        stack, name = Space(bytes(architecture.stack_size)), Space(bytes(16))
         knows_address = ask.call("prctl", PR_GET_TID_ADDRESS, address, check=False)
         ask.call("prctl", PR_GET_PDEATHSIG, death)
         ask.call("sigaltstack", 0, stack)
+        ask.call("prctl", PR_GET_NAME, name)
         agent.run(ask, tid)
         if knows_address.result != 0:
             raise TargetError(
@@ -79,8 +82,8 @@ def capture(target: Target, agent: Agent, architecture: Architecture) -> Iterato
             )
         registers = target.registers[tid]
         yield Thread(
-            tid=procfs.inner_tid(target.pid, tid),
-            name=procfs.read(f"/proc/{target.pid}/task/{tid}/comm").removesuffix(b"\n"),
+            tid=procfs.inner_tid(target.pid, tid) if nested else tid,
+            name=name.data.partition(b"\0")[0],
             registers=architecture.resumable(registers, target.memory.read),
             vector=architecture.get_vector(tid),
             system_call=architecture.interrupted_call(registers),

@@ -105,6 +105,13 @@ class SnapshotWriter:
         if not self._committed:
             self._take_back()
 
+    def prepare(self) -> None:
+        """Wait until the writer is ready, so that nothing of it runs beside what comes next.
+
+        Raises StoreError, DamagedSnapshot: what is known of the store cannot be read.
+        """
+        self._index.result()
+
     # --- contents --------------------------------------------------------------------------------
 
     def store(

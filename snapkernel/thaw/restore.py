@@ -310,7 +310,7 @@ class _Thaw:
         tracing.set_signal_mask(self.target.leader, tracing.BLOCK_ALL)
         areas = procfs.areas(procfs.text(f"/proc/{self.target.pid}/maps"))
         self.agent = Agent(self.target, base, live=False)
-        self.agent.install(call_site(self.target, areas))
+        self.agent.install(call_site(self.target.memory, areas))
         for step in steps:
             self._do(build, step)
         self._read_ports(build)
@@ -329,7 +329,9 @@ class _Thaw:
             if at >= 0:
                 return old.text_start + at
         areas = procfs.areas(procfs.text(f"/proc/{self.target.pid}/maps"))
-        return call_site(self.target, [area for area in areas if area.start != self.agent.base])
+        return call_site(
+            self.target.memory, [area for area in areas if area.start != self.agent.base]
+        )
 
     def _do(self, build: Build, step: rebuild.Step) -> None:
         if isinstance(step, Batch):
