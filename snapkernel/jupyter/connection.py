@@ -122,8 +122,6 @@ def write_connection(path: str | Path, info: ConnectionInfo, ports: dict[int, in
     try:
         with open(descriptor, "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(renewed)))
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         os.unlink(temporary)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import socket
@@ -35,6 +36,9 @@ from snapkernel.resources.context import Build, Fill
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
 from snapkernel.thaw.stub import Spawn, Stub, needs_user_namespace
+
+
+SWITCH = 0.0002
 
 
 @dataclass
@@ -176,14 +180,13 @@ def hold(
         raise CannotRestore("lazy restore", "is not there yet", "restore eagerly")
     where = store if isinstance(store, Store) else Store.open(store)
     manifest = where.load(snapshot.id if isinstance(snapshot, Snapshot) else snapshot)
-    check.refuse_mismatches(manifest)
     content = manifest.processes[0].memory.content
-    # The threads that decode must not wait long for the one that builds.
     with (
-        _switching_often(),
+        _undisturbed(),
         where.fetch(manifest, content) as fetch,
         streams.opened(manifest, stdio) as inherited,
     ):
+        check.refuse_mismatches(manifest)
         thaw = _Thaw(manifest, where, fetch, inherited, progress, began)
         held = thaw.run()
     try:
@@ -198,14 +201,18 @@ def hold(
 
 
 @contextlib.contextmanager
-def _switching_often() -> Iterator[None]:
-    """Have the interpreter switch between threads more often than every 5 ms."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(0.0002)
+def _undisturbed() -> Iterator[None]:
+    """No garbage collection, and no long wait of the threads that decode for the one that builds:
+    the interpreter switches between threads more often than every 5 ms."""
+    before, collecting = sys.getswitchinterval(), gc.isenabled()
+    sys.setswitchinterval(SWITCH)
+    gc.disable()
     try:
         yield
     finally:
         sys.setswitchinterval(before)
+        if collecting:
+            gc.enable()
 
 
 def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
