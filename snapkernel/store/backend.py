@@ -55,6 +55,8 @@ class Backend(Protocol):
     """
 
     url: str
+    near: bool
+    """Reading costs less than decompressing: it is a disk or memory, not a network."""
 
     def upload(self) -> Upload:
         """Begin a new object."""
@@ -65,6 +67,9 @@ class Backend(Protocol):
         Returns the number of bytes read: fewer than asked for at the end of the object.
         Raises MissingObject.
         """
+
+    def view(self, name: str) -> memoryview | None:
+        """The bytes of an object without reading them first, where that can be had."""
 
     def list(self, folder: str) -> Iterator[Entry]:
         """Yield every object whose name begins with ``folder`` and a slash."""

@@ -9,6 +9,8 @@ microseconds a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import zstandard
 
 from snapkernel._native import ffi, lib
@@ -31,7 +33,10 @@ _STORE_FROM = 0.92  # random floats save 4 %, not worth a fifth of the speed in 
 class Encoder:
     """Compresses chunks. Each thread has its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, stay_plain: Callable[[int], bool] = lambda length: False) -> None:
+        """``stay_plain`` says whether a chunk of so many bytes, of objects, is not to be
+        compressed."""
+        self._stay_plain = stay_plain
         self._zstd = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
         self._scratch = memoryview(bytearray(MAX_CHUNK))
         self._target = ffi.from_buffer(self._scratch)
@@ -39,7 +44,7 @@ class Encoder:
     def encode(self, raw: memoryview) -> tuple[int, bytes | memoryview]:
         """Return the codec and the bytes to store; these are ``raw`` itself for ``STORED``."""
         codec = self._choose(raw)
-        if codec == STORED:
+        if codec == STORED or (codec == ZSTD and self._stay_plain(len(raw))):
             return STORED, raw
         stored = self._zstd.compress(self._shuffled(codec, raw) if codec in WIDTHS else raw)
         if len(stored) > len(raw) * _STORE_FROM:

@@ -116,6 +116,7 @@ class Reader:
         self._packs = packs
         self._decoder = Decoder()
         self._scratch = memoryview(mmap.mmap(-1, _GROUP + 2 * MAX_CHUNK))
+        self._views: dict[str, memoryview | None] = {}
 
     def read(self, group: Group, target: memoryview) -> None:
         """Fill ``target`` with the bytes of the group's chunks, one after the other.
@@ -167,6 +168,30 @@ class Reader:
             raise pack.damaged(name, f"it is truncated, and lacks {_where(wanted)}")
         return found
 
+    def direct(self, group: Group) -> memoryview | None:
+        """The group's bytes where they are, verified, if they lie there as they are, one after the
+        other, in an object that can be seen without reading it.
+
+        Raises DamagedSnapshot, StoreError.
+        """
+        position = begin = group.parts[0].offset
+        for part in group.parts:
+            if part.codec != STORED or part.offset != position:
+                return None
+            position += part.length
+        name = self._packs[group.pack]
+        if name not in self._views:
+            self._views[name] = self._backend.view(pack.object_name(name))
+        view = self._views[name]
+        if view is None or len(view) < position:
+            return None  # read() says what is wrong
+        start = begin
+        for part in group.parts:
+            data = view[start : start + part.length]
+            self._decode(name, part, data, data)
+            start += part.length
+        return view[begin:position]
+
     def _decode(self, name: str, part: Part, data: memoryview, raw: memoryview) -> None:
         reason = "its bytes do not match its hash"
         try:
@@ -205,7 +230,7 @@ class Fetch:
         self._packs = packs
         self._changed = threading.Condition()
         self._groups = iter(groups(sorted(parts(content), key=lambda part: part[:3])))
-        self._ready: deque[tuple[Group, memoryview]] = deque()
+        self._ready: deque[tuple[Group, memoryview, memoryview | None]] = deque()
         self._write: Write | None = None
         self._error: BaseException | None = None
         self._busy = 0
@@ -260,13 +285,21 @@ class Fetch:
     def _work(self) -> None:
         reader = Reader(self._backend, self._packs)
         while (job := self._take()) is not None:
-            group, buffer, decoded = job
+            group, data, slot = job
             try:
-                if not decoded:
-                    reader.read(group, buffer[: group.length])
+                if data is None:
+                    data = reader.direct(group)
+                    if data is None:
+                        assert slot is not None
+                        data = slot[: group.length]
+                        reader.read(group, data)
+                    elif slot is not None:
+                        with self._changed:
+                            self._free.append(slot)
+                            slot = None
                 write = self._write
                 if write is not None:
-                    write(joined_runs(group.parts), buffer[: group.length])
+                    write(joined_runs(group.parts), data)
             except BaseException as error:
                 with self._changed:
                     self._error = self._error or error
@@ -275,22 +308,23 @@ class Fetch:
             with self._changed:
                 self._busy -= 1
                 if write is None:
-                    self._ready.append((group, buffer))
-                else:
-                    self._free.append(buffer)
+                    self._ready.append((group, data, slot))
+                elif slot is not None:
+                    self._free.append(slot)
                 self._changed.notify_all()
 
-    def _take(self) -> tuple[Group, memoryview, bool] | None:
-        """Wait for something to do: deliver what is ready, else read more while there is room."""
+    def _take(self) -> tuple[Group, memoryview | None, memoryview | None] | None:
+        """Wait for something to do: deliver what is ready, else read more while there is room. A
+        group, its bytes if they are there, and the buffer that they are in or may be put in."""
         with self._changed:
             while not self._finished():
                 if self._write is not None and self._ready:
                     self._busy += 1
-                    return (*self._ready.popleft(), True)
+                    return self._ready.popleft()
                 if self._next and self._free:
                     group, self._next = self._next, next(self._groups, None)
                     self._busy += 1
-                    return group, self._free.pop(), False
+                    return group, None, self._free.pop()
                 self._changed.wait()
         return None
 

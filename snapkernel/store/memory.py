@@ -19,6 +19,7 @@ class MemoryBackend:
 
     def __init__(self, url: str = "memory://") -> None:
         self.url = url
+        self.near = False
         self.objects: dict[str, tuple[bytes, float]] = {}
         self.lock = threading.Lock()
 
@@ -40,6 +41,10 @@ class MemoryBackend:
             part[: len(piece)] = piece
             offset += len(piece)
         return offset - start
+
+    def view(self, name: str) -> memoryview | None:
+        """Not here: what is in memory may be replaced."""
+        return None
 
     def list(self, folder: str) -> Iterator[Entry]:
         for name, (data, modified) in sorted(self.objects.items()):

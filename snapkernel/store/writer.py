@@ -32,6 +32,10 @@ WINDOW = 256 << 10
 """A chunk holds what is stored of one aligned window of the address space, in bytes."""
 
 _PIECE = 2 << 20
+_PLAIN = 96 << 20
+"""Bytes of a snapshot that stay uncompressed in a store that is near: the heap of objects of an
+ordinary kernel. All of it must be there before a restored kernel runs, and half of the time would
+go into decompressing it. Numbers, and what is beyond, are compressed."""
 _MIN_PAGE = 4096
 
 Run = tuple[int, int]
@@ -87,6 +91,7 @@ class SnapshotWriter:
         self._gone: set[str] = set()
         self._written: list[OpenPack] = []
         self._open: OpenPack | None = None
+        self._plain = _PLAIN if backend.near else 0
         self._failed = False
         self._committed = False
         self.new_bytes = 0
@@ -104,6 +109,14 @@ class SnapshotWriter:
         self._closers.shutdown()
         if not self._committed:
             self._take_back()
+
+    def stay_plain(self, length: int) -> bool:
+        """Whether a chunk of this length that zstd would make smaller is to be stored as it is."""
+        with self._lock:
+            if self._plain < length:
+                return False
+            self._plain -= length
+            return True
 
     def prepare(self) -> None:
         """Wait until the writer is ready, so that nothing of it runs beside what comes next.
@@ -318,7 +331,7 @@ class _Worker:
         self._memory = memoryview(mmap.mmap(-1, _PIECE))
         self._address = ffi.from_buffer(self._memory)
         self._map = bytearray(_PIECE // _MIN_PAGE)
-        self._encoder = Encoder()
+        self._encoder = Encoder(writer.stay_plain)
 
     def process(self, source: Source, piece: _Piece, page: int) -> _Result:
         """Read a piece, store what is new of it."""

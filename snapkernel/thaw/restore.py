@@ -37,7 +37,6 @@ from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
 from snapkernel.thaw.stub import Spawn, Stub, needs_user_namespace
 
-
 SWITCH = 0.0002
 
 

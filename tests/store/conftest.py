@@ -24,3 +24,9 @@ def store(request: pytest.FixtureRequest, folder: Path) -> Store:
     """A new store in each backend: the conformance suite runs against all of them."""
     url = f"memory://{new_id()}" if request.param == "memory" else folder.as_uri()
     return Store.open(url, create=True)
+
+
+@pytest.fixture(autouse=True)
+def all_is_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small samples would all be left plain in a store that is near; see ``writer._PLAIN``."""
+    monkeypatch.setattr("snapkernel.store.writer._PLAIN", 0)
