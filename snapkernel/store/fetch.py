@@ -300,6 +300,8 @@ class Fetch:
                 write = self._write
                 if write is not None:
                     write(joined_runs(group.parts), data)
+                    if slot is None:
+                        _forget(data, group)
             except BaseException as error:
                 with self._changed:
                     self._error = self._error or error
@@ -327,6 +329,15 @@ class Fetch:
                     return group, None, self._free.pop()
                 self._changed.wait()
         return None
+
+
+def _forget(data: memoryview, group: Group) -> None:
+    """Let go of pages of a mapped object: what was seen is not to count as ours."""
+    page = mmap.PAGESIZE
+    start = -(-group.parts[0].offset // page) * page
+    length = (group.parts[0].offset + group.length) // page * page - start
+    if isinstance(data.obj, mmap.mmap) and length > 0:
+        data.obj.madvise(mmap.MADV_DONTNEED, start, length)
 
 
 def _slots(count: int) -> list[memoryview]:

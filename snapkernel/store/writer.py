@@ -33,9 +33,10 @@ WINDOW = 256 << 10
 
 _PIECE = 2 << 20
 _PLAIN = 96 << 20
-"""Bytes of a snapshot that stay uncompressed in a store that is near: the heap of objects of an
-ordinary kernel. All of it must be there before a restored kernel runs, and half of the time would
-go into decompressing it. Numbers, and what is beyond, are compressed."""
+"""Bytes of a small snapshot that stay uncompressed in a store that is near: the heap of objects of
+a kernel without much data. All of it must be there before a restored kernel runs, and half of the
+time would go into decompressing it. Numbers are compressed, and so is everything in a snapshot of
+more than twice this size, where it would matter little."""
 _MIN_PAGE = 4096
 
 Run = tuple[int, int]
@@ -153,6 +154,9 @@ class SnapshotWriter:
         if not _MIN_PAGE <= page_size <= WINDOW or page_size & (page_size - 1):
             raise ValueError(f"page size {page_size}")
         results: dict[int, _Result] = {}
+        runs = list(runs)
+        if sum(length for _, length in runs) > 2 * _PLAIN:
+            self._plain = 0
         pieces = _pieces(runs, page_size)
         taking = threading.Lock()
 
