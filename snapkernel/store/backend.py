@@ -58,8 +58,8 @@ class Backend(Protocol):
     near: bool
     """Reading costs less than decompressing: it is a disk or memory, not a network."""
 
-    def upload(self) -> Upload:
-        """Begin a new object."""
+    def upload(self, *, large: bool = False) -> Upload:
+        """Begin a new object. ``large``: it belongs to more than a cache should hold."""
 
     def read(self, name: str, offset: int, parts: Sequence[memoryview]) -> int:
         """Fill the parts, one after the other, with the bytes from ``offset`` on.

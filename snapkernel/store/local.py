@@ -3,11 +3,15 @@
 An object is written to ``tmp/``, made durable with fsync(2) and renamed to its name, whose folder
 is then synced as well, so that after a power failure an object is there whole or not at all.
 Folders are created 0700 and files 0600: a snapshot holds every secret of a process.
+
+What is too large to be kept in the page cache goes around it where the file system can do that
+(``O_DIRECT``, open(2)): it costs no memory, pushes nothing out, and leaves little for fsync.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import secrets
@@ -29,6 +33,7 @@ _REMEDIES = {
     errno.EIO: "check the disk",
 }
 _PARTS = 512  # fewer than IOV_MAX, readv(2)
+_BLOCK = 2 << 20  # bytes written at once around the page cache: a multiple of any block of a disk
 
 
 class LocalBackend:
@@ -43,8 +48,8 @@ class LocalBackend:
         """Where the object of that name is."""
         return self.root / name
 
-    def upload(self) -> LocalUpload:
-        return LocalUpload(self)
+    def upload(self, *, large: bool = False) -> LocalUpload:
+        return LocalUpload(self, large)
 
     def read(self, name: str, offset: int, parts: Sequence[memoryview]) -> int:
         with self.errors(name, "read"):
@@ -118,8 +123,10 @@ class LocalBackend:
 class LocalUpload:
     """A file in ``tmp/`` that becomes an object by its renaming."""
 
-    def __init__(self, backend: LocalBackend) -> None:
+    def __init__(self, backend: LocalBackend, large: bool) -> None:
         self._backend = backend
+        self._block = memoryview(mmap.mmap(-1, _BLOCK)) if large else None
+        self._used = 0
         self._path = backend.path(f"tmp/{secrets.token_hex(16)}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with backend.errors("tmp", "write"):
@@ -128,12 +135,45 @@ class LocalUpload:
 
     def write(self, parts: Sequence[Buffer]) -> None:
         with self._backend.errors("tmp", "write"):
-            for start in range(0, len(parts), _PARTS):
-                _write(self._descriptor, parts[start : start + _PARTS])
+            if self._block is None:
+                for start in range(0, len(parts), _PARTS):
+                    _write(self._descriptor, parts[start : start + _PARTS])
+            else:
+                for part in parts:
+                    self._collect(self._block, memoryview(part))
+
+    def _collect(self, block: memoryview, part: memoryview) -> None:
+        while len(part):
+            count = min(len(part), _BLOCK - self._used)
+            block[self._used : self._used + count] = part[:count]
+            self._used += count
+            part = part[count:]
+            if self._used == _BLOCK:
+                self._write_around(block)
+                self._used = 0
+
+    def _write_around(self, block: memoryview) -> None:
+        try:
+            self._set_direct(True)
+            done = os.write(self._descriptor, block)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            done = 0
+        if done < _BLOCK:  # this file system does not do it, or it is full: that is said now
+            self._set_direct(False)
+            _write(self._descriptor, [block[done:]])
+
+    def _set_direct(self, direct: bool) -> None:
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_DIRECT * direct)
 
     def finish(self, name: str, *, exclusive: bool = False) -> None:
         target = self._backend.path(name)
         with self._backend.errors(name, "write"):
+            if self._block is not None:
+                self._set_direct(False)
+                _write(self._descriptor, [self._block[: self._used]])
             os.fsync(self._descriptor)
             self._backend.make_folder(target.parent)
             if exclusive:
@@ -157,6 +197,7 @@ class LocalUpload:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+            self._block = None
 
 
 def sync_folder(folder: Path) -> None:

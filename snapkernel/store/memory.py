@@ -30,7 +30,7 @@ class MemoryBackend:
             return cls()
         return _named.setdefault(name, cls(f"memory://{name}"))
 
-    def upload(self) -> MemoryUpload:
+    def upload(self, *, large: bool = False) -> MemoryUpload:
         return MemoryUpload(self)
 
     def read(self, name: str, offset: int, parts: Sequence[memoryview]) -> int:

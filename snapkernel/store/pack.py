@@ -135,11 +135,11 @@ class Place:
 class OpenPack:
     """A pack that is being written. One thread at a time."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, large: bool) -> None:
         self.pack = Pack()
         self.size = HEADER.size
         self.rows: list[Row] = []
-        self._upload = backend.upload()
+        self._upload = backend.upload(large=large)
         self._begun = False
 
     def append(self, batch: Sequence[tuple[Place, int, Buffer]]) -> None:

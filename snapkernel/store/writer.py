@@ -79,7 +79,8 @@ class SnapshotWriter:
 
     def __init__(self, backend: Backend, *, threads: int | None = None) -> None:
         self._backend = backend
-        self._threads = threads or len(os.sched_getaffinity(0))
+        # One more than processors: there is something to compress while another one writes.
+        self._threads = threads or len(os.sched_getaffinity(0)) + 1
         self._pool = ThreadPoolExecutor(self._threads, "snapkernel-store")
         self._closers = ThreadPoolExecutor(2, "snapkernel-sync")
         self._closing: list[Future[None]] = []
@@ -91,8 +92,9 @@ class SnapshotWriter:
         self._reused: list[Pack] = []
         self._gone: set[str] = set()
         self._written: list[OpenPack] = []
-        self._open: OpenPack | None = None
+        self._open: list[OpenPack] = []
         self._plain = _PLAIN if backend.near else 0
+        self._large = False
         self._failed = False
         self._committed = False
         self.new_bytes = 0
@@ -157,6 +159,7 @@ class SnapshotWriter:
         runs = list(runs)
         if sum(length for _, length in runs) > 2 * _PLAIN:
             self._plain = 0
+            self._large = True
         pieces = _pieces(runs, page_size)
         taking = threading.Lock()
 
@@ -251,20 +254,22 @@ class SnapshotWriter:
             return True
 
     def append(self, batch: Sequence[tuple[Place, int, Buffer]]) -> None:
-        """Write new chunks into the open pack. Called by the workers."""
+        """Write new chunks into an open pack that no other worker writes to at the moment."""
         size = sum(len(data) for _, _, data in batch)
         with self._lock:
-            if self._open and self._open.size + size > TARGET_SIZE:
-                self._close_pack()
-            if self._open is None:
-                self._open = OpenPack(self._backend)
-                self._written.append(self._open)
-            self._open.append(batch)
+            pack = self._open.pop() if self._open else None
+            if pack and pack.size + size > TARGET_SIZE:
+                self._close(pack)
+                pack = None
+            if pack is None:
+                pack = OpenPack(self._backend, self._large)
+                self._written.append(pack)
+        pack.append(batch)
+        with self._lock:
+            self._open.append(pack)
 
-    def _close_pack(self) -> None:
-        if self._open:
-            self._closing.append(self._closers.submit(self._open.finish))
-            self._open = None
+    def _close(self, pack: OpenPack) -> None:
+        self._closing.append(self._closers.submit(pack.finish))
         for closing in self._closing:
             if closing.done():
                 closing.result()  # raises what went wrong
@@ -284,7 +289,8 @@ class SnapshotWriter:
         if self._failed or self._committed:
             raise StoreError(f"store {self._backend.url}", "this snapshot's writer has ended")
         self._failed = True  # until the end is reached
-        self._close_pack()
+        while self._open:
+            self._close(self._open.pop())
         for closing in self._closing:
             closing.result()
         self._keep_reused()
@@ -316,8 +322,6 @@ class SnapshotWriter:
 
     def _take_back(self) -> None:
         """Remove the packs written: nothing refers to them, for no index names them yet."""
-        if self._open:
-            self._open.abort()
         for written in self._written:
             try:
                 written.abort()
