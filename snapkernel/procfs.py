@@ -34,6 +34,11 @@ def text(path: str) -> str:
     return os.fsdecode(read(path))
 
 
+def available_memory() -> int:
+    """Bytes that can be had without swapping, MemAvailable of ``/proc/meminfo`` (Linux 3.14)."""
+    return int(text("/proc/meminfo").partition("MemAvailable:")[2].split()[0]) << 10
+
+
 def status(pid: int, tid: int | None = None) -> dict[str, str]:
     """``/proc/PID/status``, or that of a thread, by field.
 

@@ -1,6 +1,9 @@
 #include "pages.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 size_t sk_nonzero_pages(const uint8_t *buffer, size_t pages, size_t page_size, uint8_t *map) {
   size_t count = 0;
@@ -22,6 +25,20 @@ size_t sk_squeeze_pages(uint8_t *buffer, size_t pages, size_t page_size, const u
       kept++;
     }
   return kept;
+}
+
+long sk_resident_pages(const uint8_t *address, size_t length) {
+  unsigned char found[4096];
+  size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  long count = 0;
+  for (size_t start = 0; start < length; start += sizeof(found) * page) {
+    size_t part = length - start < sizeof(found) * page ? length - start : sizeof(found) * page;
+    if (mincore((void *)(address + start), part, found) != 0)
+      return -errno;
+    for (size_t i = 0; i * page < part; i++)
+      count += found[i] & 1;
+  }
+  return count;
 }
 
 /* The transposition halves elements until they are bytes: 8 -> 4+4 -> 2+2+2+2 -> single bytes.

@@ -8,12 +8,16 @@ outside unchecked.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from snapkernel.errors import StoreError
 
 Buffer = bytes | bytearray | memoryview
+
+ALIGNMENT = 4096  # a multiple of any block of a disk
+MARGIN = 2 * ALIGNMENT
 
 
 class Entry(NamedTuple):
@@ -48,6 +52,17 @@ class Upload(Protocol):
         """Throw away what was written. Harmless after ``finish``."""
 
 
+class StoredObject(Protocol):
+    """An object that one thread reads from."""
+
+    def read(self, offset: int, length: int, buffer: memoryview) -> memoryview:
+        """Return the bytes from ``offset`` on: in the buffer, or where they lie already.
+
+        Fewer than asked for at the end of the object. ``buffer`` is one of ``new_buffer(length)``
+        or larger. Raises StoreError.
+        """
+
+
 class Backend(Protocol):
     """A place that keeps objects. All methods may be called from several threads.
 
@@ -61,15 +76,8 @@ class Backend(Protocol):
     def upload(self, *, large: bool = False) -> Upload:
         """Begin a new object. ``large``: it belongs to more than a cache should hold."""
 
-    def read(self, name: str, offset: int, parts: Sequence[memoryview]) -> int:
-        """Fill the parts, one after the other, with the bytes from ``offset`` on.
-
-        Returns the number of bytes read: fewer than asked for at the end of the object.
-        Raises MissingObject.
-        """
-
-    def view(self, name: str) -> memoryview | None:
-        """The bytes of an object without reading them first, where that can be had."""
+    def open(self, name: str) -> StoredObject:
+        """Begin to read an object. Raises MissingObject."""
 
     def list(self, folder: str) -> Iterator[Entry]:
         """Yield every object whose name begins with ``folder`` and a slash."""
@@ -102,11 +110,18 @@ def get(backend: Backend, name: str, *, offset: int = 0, limit: int) -> bytes:
     """Read up to ``limit`` bytes of an object. Raises StoreError, MissingObject."""
     found = bytearray()
     step = 1 << 16
+    stored = backend.open(name)
     while len(found) < limit:
-        part = bytearray(min(step, limit - len(found)))
-        count = backend.read(name, offset + len(found), [memoryview(part)])
-        found += part[:count]
-        if count < len(part):
+        wanted = min(step, limit - len(found))
+        part = stored.read(offset + len(found), wanted, new_buffer(wanted))
+        found += part
+        if len(part) < wanted:
             break
         step = min(step * 4, 1 << 24)
     return bytes(found)
+
+
+def new_buffer(length: int) -> memoryview:
+    """A buffer to read ``length`` bytes into: it begins with a page, and has room for whole blocks
+    of a disk before and behind them."""
+    return memoryview(mmap.mmap(-1, length + MARGIN))

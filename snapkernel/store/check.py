@@ -10,7 +10,7 @@ from itertools import islice
 from snapkernel.errors import DamagedSnapshot, SnapkernelError
 from snapkernel.store import manifest as manifests
 from snapkernel.store.backend import Backend, MissingObject
-from snapkernel.store.fetch import Group, Part, Reader, groups
+from snapkernel.store.fetch import Group, Part, Reader, group_buffer, groups
 from snapkernel.store.pack import ROW, Row, check_layout, damaged, object_name, read_table
 
 Users = dict[Row, str]
@@ -72,14 +72,14 @@ def _check_pack(
 def _check_chunks(backend: Backend, pack: str, table: Iterable[Row], users: Users) -> Iterator[str]:
     reader = Reader(backend, [pack])
     chunks = [Part(0, *row[1:], row.id, [(row.offset, row.length)]) for row in table]
+    buffer = group_buffer()
     for group in groups(chunks):
-        buffer = memoryview(bytearray(group.length))
         try:
             reader.read(group, buffer)
         except DamagedSnapshot:  # find out which of them
             for part in group.parts:
                 try:
-                    reader.read(Group(0, [part], part.length), buffer[: part.length])
+                    reader.read(Group(0, [part], part.length), buffer)
                 except DamagedSnapshot as error:
                     row = Row(part.id, *part[1:5])
                     user = users.get(row, "no snapshot needs it now")

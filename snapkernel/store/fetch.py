@@ -20,7 +20,7 @@ from blake3 import blake3
 from snapkernel.errors import DamagedSnapshot
 from snapkernel.model import Content
 from snapkernel.store import pack
-from snapkernel.store.backend import Backend, MissingObject
+from snapkernel.store.backend import MARGIN, Backend, MissingObject, StoredObject, new_buffer
 from snapkernel.store.codec import MAX_CHUNK, STORED, Decoder
 
 Run = tuple[int, int]
@@ -115,88 +115,55 @@ class Reader:
         self._backend = backend
         self._packs = packs
         self._decoder = Decoder()
-        self._scratch = memoryview(mmap.mmap(-1, _GROUP + 2 * MAX_CHUNK))
-        self._views: dict[str, memoryview | None] = {}
+        self._scratch = new_buffer(_GROUP + 2 * MAX_CHUNK)
+        self._opened: tuple[str, StoredObject] | None = None
 
-    def read(self, group: Group, target: memoryview) -> None:
-        """Fill ``target`` with the bytes of the group's chunks, one after the other.
+    def read(self, group: Group, buffer: memoryview) -> memoryview:
+        """Return the bytes of the group's chunks, one after the other: in the buffer, which is one
+        of ``group_buffer()``, or where they lie as they are.
 
         Raises DamagedSnapshot, StoreError.
         """
         name = self._packs[group.pack]
-        stored = self._fill(name, group.parts, target)
+        wanted = group.parts
+        begin, last = wanted[0].offset, wanted[-1]
+        span = last.offset + last.stored - begin
+        plain = _lies_plain(wanted)
+        try:
+            found = self._open(name).read(begin, span, buffer if plain else self._scratch)
+        except MissingObject as error:
+            raise pack.damaged(name, f"it is missing, with {_where(wanted)}") from error
+        if len(found) < span:
+            raise pack.damaged(name, f"it is truncated, and lacks {_where(wanted)}")
         start = 0
         before: Part | None = None
-        for part, data in zip(group.parts, stored, strict=True):
-            raw = target[start : start + part.length]
+        for part in wanted:
+            data = found[part.offset - begin : part.offset - begin + part.stored]
+            if plain:
+                self._decode(name, part, data, data)
+                continue
+            raw = buffer[start : start + part.length]
             if before and part[:6] == before[:6]:  # all but the runs
-                raw[:] = target[start - before.length : start]
+                raw[:] = buffer[start - before.length : start]
             else:
                 self._decode(name, part, data, raw)
             start += part.length
             before = part
+        return found if plain else buffer[: group.length]
 
-    def _fill(self, name: str, wanted: Sequence[Part], target: memoryview) -> list[memoryview]:
-        """Read the stored bytes: into their last place if they are not compressed."""
-        found: list[memoryview] = []
-        reads: list[memoryview] = []
-        begin = position = wanted[0].offset
-        used = start = 0
-        for part in wanted:
-            if part.offset < position:  # the same chunk as before, see groups()
-                found.append(found[-1])
-                start += part.length
-                continue
-            if part.offset > position:
-                gap = part.offset - position
-                reads.append(self._scratch[used : used + gap])
-                used += gap
-            if part.codec == STORED:
-                data = target[start : start + part.length]
-            else:
-                data = self._scratch[used : used + part.stored]
-                used += part.stored
-            found.append(data)
-            reads.append(data)
-            start += part.length
-            position = part.offset + part.stored
-        try:
-            count = self._backend.read(pack.object_name(name), begin, reads)
-        except MissingObject as error:
-            raise pack.damaged(name, f"it is missing, with {_where(wanted)}") from error
-        if count != position - begin:
-            raise pack.damaged(name, f"it is truncated, and lacks {_where(wanted)}")
-        return found
-
-    def direct(self, group: Group) -> memoryview | None:
-        """The group's bytes where they are, verified, if they lie there as they are, one after the
-        other, in an object that can be seen without reading it.
-
-        Raises DamagedSnapshot, StoreError.
-        """
-        position = begin = group.parts[0].offset
-        for part in group.parts:
-            if part.codec != STORED or part.offset != position:
-                return None
-            position += part.length
-        name = self._packs[group.pack]
-        if name not in self._views:
-            self._views[name] = self._backend.view(pack.object_name(name))
-        view = self._views[name]
-        if view is None or len(view) < position:
-            return None  # read() says what is wrong
-        start = begin
-        for part in group.parts:
-            data = view[start : start + part.length]
-            self._decode(name, part, data, data)
-            start += part.length
-        return view[begin:position]
+    def _open(self, name: str) -> StoredObject:
+        """The pack. Groups come in the order of packs, so one is enough to keep."""
+        if self._opened is None or self._opened[0] != name:
+            self._opened = name, self._backend.open(pack.object_name(name))
+        return self._opened[1]
 
     def _decode(self, name: str, part: Part, data: memoryview, raw: memoryview) -> None:
         reason = "its bytes do not match its hash"
         try:
             if part.codec != STORED:
                 self._decoder.decode(part.codec, data, raw)
+            elif raw is not data:
+                raw[:] = data
             if blake3(raw).digest() == part.id:
                 return
         except ValueError as error:
@@ -206,6 +173,16 @@ class Reader:
             f"{reason}; it holds {_where([part])}",
             "restore another snapshot; `snapkernel verify` lists what is damaged",
         )
+
+
+def _lies_plain(wanted: Sequence[Part]) -> bool:
+    """Whether the chunks are stored as they are, one directly after the other."""
+    position = wanted[0].offset
+    for part in wanted:
+        if part.codec != STORED or part.offset != position:
+            return False
+        position += part.stored
+    return True
 
 
 def _where(wanted: Sequence[Part]) -> str:
@@ -288,12 +265,9 @@ class Fetch:
             group, data, slot = job
             try:
                 if data is None:
-                    data = reader.direct(group)
-                    if data is None:
-                        assert slot is not None
-                        data = slot[: group.length]
-                        reader.read(group, data)
-                    elif slot is not None:
+                    assert slot is not None
+                    data = reader.read(group, slot)
+                    if data.obj is not slot.obj:
                         with self._changed:
                             self._free.append(slot)
                             slot = None
@@ -340,10 +314,16 @@ def _forget(data: memoryview, group: Group) -> None:
         data.obj.madvise(mmap.MADV_DONTNEED, start, length)
 
 
+def group_buffer() -> memoryview:
+    """A buffer that a group is read into."""
+    return new_buffer(_GROUP)
+
+
 def _slots(count: int) -> list[memoryview]:
-    """Buffers, one behind the other in huge pages: they cost fewer faults."""
-    memory = mmap.mmap(-1, count * _GROUP)
+    """Such buffers, one behind the other in huge pages: they cost fewer faults."""
+    size = _GROUP + MARGIN
+    memory = mmap.mmap(-1, count * size)
     with suppress(OSError, AttributeError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     view = memoryview(memory)
-    return [view[start : start + _GROUP] for start in range(0, len(view), _GROUP)]
+    return [view[start : start + size] for start in range(0, len(view), size)]

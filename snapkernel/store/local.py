@@ -19,8 +19,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from snapkernel._native import ffi, lib
 from snapkernel.errors import StoreError
-from snapkernel.store.backend import Buffer, Entry, ExistingObject, MissingObject
+from snapkernel.store.backend import ALIGNMENT, Buffer, Entry, ExistingObject, MissingObject
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another store with --store",
@@ -33,6 +34,7 @@ _REMEDIES = {
     errno.EIO: "check the disk",
 }
 _PARTS = 512  # fewer than IOV_MAX, readv(2)
+_LARGE = 8 << 20  # what is smaller is read through the page cache in any case
 _BLOCK = 2 << 20  # bytes written at once around the page cache: a multiple of any block of a disk
 
 
@@ -51,21 +53,10 @@ class LocalBackend:
     def upload(self, *, large: bool = False) -> LocalUpload:
         return LocalUpload(self, large)
 
-    def read(self, name: str, offset: int, parts: Sequence[memoryview]) -> int:
+    def open(self, name: str) -> LocalObject:
         with self.errors(name, "read"):
             descriptor = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                return _read(descriptor, offset, parts)
-            finally:
-                os.close(descriptor)
-
-    def view(self, name: str) -> memoryview | None:
-        """The file, mapped. It is written once, so it does not change under the mapping."""
-        try:
-            with open(self.root / name, "rb") as file:
-                return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-        except (OSError, ValueError):
-            return None  # read() says what is wrong
+            return LocalObject(self, name, descriptor)
 
     def list(self, folder: str) -> Iterator[Entry]:
         with self.errors(folder, "list"):
@@ -120,6 +111,51 @@ class LocalBackend:
             raise StoreError(f"store {self.url}", reason, remedy) from error
 
 
+class LocalObject:
+    """An object's file. What the page cache holds is mapped: it was written once, and does not
+    change under the mapping."""
+
+    def __init__(self, backend: LocalBackend, name: str, descriptor: int) -> None:
+        self._backend = backend
+        self._name = name
+        self._descriptor = descriptor
+        self._map = self._mapped(os.fstat(descriptor).st_size)
+        if self._map is None:
+            with suppress(OSError):  # this file system does not do it
+                _set_direct(descriptor, True)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def _mapped(self, size: int) -> memoryview | None:
+        if size == 0:
+            return memoryview(b"")
+        try:
+            found = mmap.mmap(self._descriptor, size, prot=mmap.PROT_READ)
+        except OSError:
+            return None
+        if size < _LARGE:
+            found.madvise(mmap.MADV_WILLNEED)
+        elif lib.sk_resident_pages(ffi.from_buffer(found), size) < size // mmap.PAGESIZE // 2:
+            return None
+        return memoryview(found)
+
+    def read(self, offset: int, length: int, buffer: memoryview) -> memoryview:
+        if self._map is not None:
+            return self._map[offset : offset + length]
+        before = offset % ALIGNMENT
+        aligned = buffer[: -(-(before + length) // ALIGNMENT) * ALIGNMENT]
+        with self._backend.errors(self._name, "read"):
+            try:
+                count = _read(self._descriptor, offset - before, aligned)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                _set_direct(self._descriptor, False)
+                count = _read(self._descriptor, offset - before, aligned)
+        return aligned[before : max(before, min(before + length, count))]
+
+
 class LocalUpload:
     """A file in ``tmp/`` that becomes an object by its renaming."""
 
@@ -154,25 +190,21 @@ class LocalUpload:
 
     def _write_around(self, block: memoryview) -> None:
         try:
-            self._set_direct(True)
+            _set_direct(self._descriptor, True)
             done = os.write(self._descriptor, block)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             done = 0
         if done < _BLOCK:  # this file system does not do it, or it is full: that is said now
-            self._set_direct(False)
+            _set_direct(self._descriptor, False)
             _write(self._descriptor, [block[done:]])
-
-    def _set_direct(self, direct: bool) -> None:
-        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
-        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_DIRECT * direct)
 
     def finish(self, name: str, *, exclusive: bool = False) -> None:
         target = self._backend.path(name)
         with self._backend.errors(name, "write"):
             if self._block is not None:
-                self._set_direct(False)
+                _set_direct(self._descriptor, False)
                 _write(self._descriptor, [self._block[: self._used]])
             os.fsync(self._descriptor)
             self._backend.make_folder(target.parent)
@@ -209,16 +241,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read(descriptor: int, offset: int, parts: Sequence[memoryview]) -> int:
-    start = offset
-    left = list(parts)
-    while left:
-        count = os.preadv(descriptor, left[:_PARTS], offset)
+def _set_direct(descriptor: int, direct: bool) -> None:
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT * direct)
+
+
+def _read(descriptor: int, offset: int, buffer: memoryview) -> int:
+    """Read up to the end of the file, which a count of bytes that is not aligned tells."""
+    done = 0
+    while done < len(buffer) and done % ALIGNMENT == 0:
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
         if not count:
             break
-        offset += count
-        left = _skip(left, count)
-    return offset - start
+        done += count
+    return done
 
 
 def _write(descriptor: int, parts: Sequence[Buffer]) -> None:

@@ -33,18 +33,8 @@ class MemoryBackend:
     def upload(self, *, large: bool = False) -> MemoryUpload:
         return MemoryUpload(self)
 
-    def read(self, name: str, offset: int, parts: Sequence[memoryview]) -> int:
-        data = self._find(name)[0]
-        start = offset
-        for part in parts:
-            piece = data[offset : offset + len(part)]
-            part[: len(piece)] = piece
-            offset += len(piece)
-        return offset - start
-
-    def view(self, name: str) -> memoryview | None:
-        """Not here: what is in memory may be replaced."""
-        return None
+    def open(self, name: str) -> MemoryObject:
+        return MemoryObject(self._find(name)[0])
 
     def list(self, folder: str) -> Iterator[Entry]:
         for name, (data, modified) in sorted(self.objects.items()):
@@ -70,6 +60,16 @@ class MemoryBackend:
             return self.objects[name]
         except KeyError:
             raise MissingObject(f"{name} in {self.url}", "there is no such object") from None
+
+
+class MemoryObject:
+    """An object's bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+
+    def read(self, offset: int, length: int, buffer: memoryview) -> memoryview:
+        return self._data[offset : offset + length]
 
 
 class MemoryUpload:

@@ -16,7 +16,7 @@ from snapkernel.model import Content, Manifest
 from snapkernel.store import check, collect
 from snapkernel.store import manifest as manifests
 from snapkernel.store.backend import Backend, ExistingObject, MissingObject, get, put
-from snapkernel.store.fetch import Fetch, Reader, groups, joined_runs, parts
+from snapkernel.store.fetch import Fetch, Reader, group_buffer, groups, joined_runs, parts
 from snapkernel.store.local import LocalBackend
 from snapkernel.store.manifest import Summary
 from snapkernel.store.memory import MemoryBackend
@@ -141,12 +141,12 @@ class Store:
         Raises DamagedSnapshot, StoreError.
         """
         reader = Reader(self.backend, manifest.packs)
+        buffer = group_buffer()
         for group in groups(parts(content)):
-            buffer = memoryview(bytearray(group.length))
-            reader.read(group, buffer)
+            data = reader.read(group, buffer)
             start = 0
             for address, length in joined_runs(group.parts):
-                yield address, bytes(buffer[start : start + length])
+                yield address, bytes(data[start : start + length])
                 start += length
 
     # --- upkeep ----------------------------------------------------------------------------------

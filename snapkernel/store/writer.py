@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, final
 import msgspec
 from blake3 import blake3
 
+from snapkernel import procfs
 from snapkernel._native import ffi, lib
 from snapkernel.errors import StoreError
 from snapkernel.model import CHUNK, RUN, Content, Manifest
@@ -37,6 +38,9 @@ _PLAIN = 96 << 20
 a kernel without much data. All of it must be there before a restored kernel runs, and half of the
 time would go into decompressing it. Numbers are compressed, and so is everything in a snapshot of
 more than twice this size, where it would matter little."""
+_CACHED = 4
+"""A snapshot of up to this part of the memory that is available goes through the page cache, whence
+it can be restored in a moment. A larger one goes around it: it would push out all else."""
 _MIN_PAGE = 4096
 
 Run = tuple[int, int]
@@ -157,9 +161,10 @@ class SnapshotWriter:
             raise ValueError(f"page size {page_size}")
         results: dict[int, _Result] = {}
         runs = list(runs)
-        if sum(length for _, length in runs) > 2 * _PLAIN:
+        total = sum(length for _, length in runs)
+        if total > 2 * _PLAIN:
             self._plain = 0
-            self._large = True
+        self._large = total > procfs.available_memory() // _CACHED
         pieces = _pieces(runs, page_size)
         taking = threading.Lock()
 
