@@ -188,24 +188,23 @@ class LocalUpload:
                 self._write_around(block)
                 self._used = 0
 
-    def _write_around(self, block: memoryview) -> None:
-        try:
+    def _write_around(self, blocks: memoryview) -> None:
+        done = 0
+        with suppress(OSError):  # this file system does not do it, or it is full: that is said now
             _set_direct(self._descriptor, True)
-            done = os.write(self._descriptor, block)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            done = 0
-        if done < _BLOCK:  # this file system does not do it, or it is full: that is said now
+            done = os.write(self._descriptor, blocks)
+        if done < len(blocks):
             _set_direct(self._descriptor, False)
-            _write(self._descriptor, [block[done:]])
+            _write(self._descriptor, [blocks[done:]])
 
     def finish(self, name: str, *, exclusive: bool = False) -> None:
         target = self._backend.path(name)
         with self._backend.errors(name, "write"):
             if self._block is not None:
+                whole = self._used & -ALIGNMENT
+                self._write_around(self._block[:whole])
                 _set_direct(self._descriptor, False)
-                _write(self._descriptor, [self._block[: self._used]])
+                _write(self._descriptor, [self._block[whole : self._used]])
             os.fsync(self._descriptor)
             self._backend.make_folder(target.parent)
             if exclusive:

@@ -124,8 +124,8 @@ def test_running_cell(activity: Activity, tmp_path: Path, store: str) -> None:
 def test_input(tmp_path: Path, store: str) -> None:
     """``input()`` gets its answer, in the original and in a copy beside it."""
     with Kernel.start(tmp_path / "original") as original:
-        running = original.send("found = input('name? ')", allow_stdin=True)
-        assert original.until_asked() == "name? "
+        running, prompt = original.ask("found = input('name? ')")
+        assert prompt == "name? "
         snapshot = snapkernel.checkpoint(original.pid, store=store)
         with Kernel.restore(snapshot, store, tmp_path / "copy") as copy:
             copy.client.input("Bob")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 from samples import BASE, PAGE, fetched, save
 
+from snapkernel._native import ffi, lib
 from snapkernel.errors import SnapshotNotFound, StoreError
 from snapkernel.store import Store
 
@@ -180,3 +184,79 @@ def test_a_heap_of_objects_stays_plain(local: Store, monkeypatch: pytest.MonkeyP
     assert MIB < saved.stored_bytes < 2 * MIB
     numbers = b"".join(number.to_bytes(8, "little") for number in range(MIB // 8))
     assert save(local, numbers).stored_bytes < MIB // 4
+
+
+@pytest.mark.parametrize("length", [48 * MIB, 48 * MIB + 3 * PAGE])
+def test_around_the_page_cache(
+    local: Store, folder: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """A snapshot that is large for this host leaves nothing in the page cache, on its way in or
+    out, where the file system can do that."""
+    monkeypatch.setattr("snapkernel.procfs.available_memory", lambda: 4 * length - 4)
+    data = random.Random(length).randbytes(length)
+    saved = save(local, data)
+    for _ in range(2):
+        assert fetched(local, saved, length) == data
+        packs = list((folder / "packs").rglob("*/*"))
+        assert sum(pack.stat().st_size for pack in packs) > length
+        if goes_around(folder):
+            assert sum(map(resident, packs)) < length // 8
+    assert local.verify() == []
+
+
+def test_no_way_around_the_page_cache(
+    local: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems take the flag, and refuse the transfer."""
+
+    def refuse(descriptor: int, direct: bool) -> None:
+        refused[descriptor] = direct
+
+    def check(descriptor: int) -> None:
+        if refused.get(descriptor):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def write(descriptor: int, data: memoryview) -> int:
+        check(descriptor)
+        return really_write(descriptor, data)
+
+    def preadv(descriptor: int, parts: list[memoryview], offset: int) -> int:
+        check(descriptor)
+        return really_read(descriptor, parts, offset)
+
+    refused: dict[int, bool] = {}
+    really_write, really_read = os.write, os.preadv
+    monkeypatch.setattr("snapkernel.procfs.available_memory", lambda: 0)
+    monkeypatch.setattr("snapkernel.store.local._set_direct", refuse)
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "preadv", preadv)
+    data = random.Random(3).randbytes(20 * MIB)
+    saved = save(local, data)
+    for pack in (folder / "packs").rglob("*/*"):
+        with open(pack, "rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert fetched(local, saved, len(data)) == data
+    assert set(refused.values()) == {False}
+
+
+def goes_around(folder: Path) -> bool:
+    """Whether O_DIRECT works, as it does not on a tmpfs."""
+    file = folder / "probe"
+    with mmap.mmap(-1, 1 << 20) as block:
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+        except OSError:
+            return False
+        try:
+            os.write(descriptor, block)
+            return resident(file) == 0
+        finally:
+            os.close(descriptor)
+            file.unlink()
+
+
+def resident(file: Path) -> int:
+    """Bytes of a file that the page cache holds."""
+    with open(file, "rb") as opened:
+        view = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+    return int(lib.sk_resident_pages(ffi.from_buffer(view), len(view))) * mmap.PAGESIZE

@@ -13,7 +13,7 @@ from samples import BASE, PAGE, Bytes, fetched, make_manifest, memory, new_id, s
 
 from snapkernel.errors import InvalidName, SnapkernelError, SnapshotNotFound, StoreError
 from snapkernel.model import Content, Manifest
-from snapkernel.store import Store, check_name
+from snapkernel.store import SnapshotWriter, Store, check_name
 from snapkernel.store.writer import WINDOW
 
 MIB = 1 << 20
@@ -132,7 +132,7 @@ def test_chunks_do_not_move_with_what_is_around_them(store: Store) -> None:
 
 
 def test_several_contents_in_one_snapshot(store: Store) -> None:
-    with store.writer() as writer:
+    with SnapshotWriter(store.backend, threads=1) as writer:
         contents = [
             writer.store(Bytes(bytes([n]) * size, 0), [(0, size)], page_size=PAGE)
             for n, size in ((1, 10), (2, 5 * MIB + 3), (3, PAGE))

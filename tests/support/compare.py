@@ -158,7 +158,9 @@ def _comparable(description: Any) -> Any:
         targets = [msgspec.structs.replace(t, events=t.events | 0x18) for t in description.targets]
         return description.flags, targets
     if isinstance(description, TimerDescriptor):
-        return msgspec.structs.replace(description, value=bool(description.value))
+        # Between its expiry and the next read, a periodic timer shows no time left.
+        is_set = bool(description.value or (description.ticks and description.interval))
+        return msgspec.structs.replace(description, value=is_set)
     return description
 
 

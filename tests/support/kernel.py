@@ -177,10 +177,23 @@ class Kernel:
                 seen += message["content"].get("text", "")
                 assert message["msg_type"] != "error", message["content"]
 
-    def until_asked(self, timeout: float = PATIENCE) -> str:
-        """Wait until the kernel asks for input, and return the prompt."""
-        message = self._message(self.client.get_stdin_msg, time.monotonic() + timeout)
-        return str(message["content"]["prompt"])
+    def ask(self, code: str) -> tuple[str, str]:
+        """Start a cell that asks for input; return the request's id and the prompt.
+
+        ipykernel drops a question while the client's stdin channel is still connecting: such a
+        cell is interrupted, and run again.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            request = self.send(code, allow_stdin=True)
+            try:
+                message = self._message(self.client.get_stdin_msg, time.monotonic() + 5)
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    raise
+                self.interrupt()
+            else:
+                return request, str(message["content"]["prompt"])
 
     @staticmethod
     def _message(get: Any, deadline: float) -> dict[str, Any]:
