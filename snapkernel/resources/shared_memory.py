@@ -11,12 +11,11 @@ own, through ``/proc/self/fd``.
 
 from __future__ import annotations
 
-import bisect
 import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from snapkernel import procfs
@@ -39,12 +38,11 @@ from snapkernel.constants import (
 from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
-from snapkernel.freeze.pages import resident_pages, scan_pages
 from snapkernel.model import Content, Mapping, Note, SharedMemory
 from snapkernel.resources.context import Build, Capture, Fill
+from snapkernel.resources.mapped_view import MappedSource, View, look
 
 SEAL_SEAL = 1
-_MOST_TOUCHED = 1 << 30
 _LONGEST_NAME = 249  # memfd_create(2)
 WAYS_TO_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW | os.O_TMPFILE
 
@@ -64,6 +62,19 @@ class SharedObject:
     name: str
     areas: list[procfs.Area] = field(default_factory=list)
     link: str = ""
+
+    @property
+    def extent(self) -> int:
+        """The bytes of it that are mapped, from its beginning."""
+        return max((a.offset + a.end - a.start for a in self.areas), default=0)
+
+    @property
+    def subject(self) -> str:
+        """How to name it to the user."""
+        if self.kind == "anonymous":
+            area = self.areas[0]
+            return f"shared memory {area.start:#x}-{area.end:#x}"
+        return f"{self.kind.replace('-', ' ')} {self.name}"
 
 
 def kind_of(path: str) -> tuple[str, str] | None:
@@ -134,7 +145,7 @@ def object_of(capture: Capture, area: procfs.Area) -> int | None:
         )
         return None
     if capture.target is not None and known.index >= len(capture.shared_memory):
-        capture.refuse(_subject(known), "was deleted while the snapshot was taken", "try again")
+        capture.refuse(known.subject, "was deleted while the snapshot was taken", "try again")
         return None
     return known.index
 
@@ -160,31 +171,6 @@ class FileSource:
             at += length
 
 
-class MappedSource:
-    """Bytes of an object through its mappings, by offset in the object.
-
-    Attributes:
-        pieces: ``(offset, length, address)``, ascending and disjoint.
-    """
-
-    def __init__(self, capture: Capture, pieces: list[tuple[int, int, int]]) -> None:
-        assert capture.target is not None
-        self.memory = capture.target.memory
-        self.pieces = pieces
-
-    def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-        """Fill the buffer."""
-        found = []
-        for offset, length in runs:
-            at = bisect.bisect_right(self.pieces, (offset, 1 << 64, 0)) - 1
-            while length:
-                start, size, address = self.pieces[at]
-                take = min(length, start + size - offset)
-                found.append((address + offset - start, take))
-                offset, length, at = offset + take, length - take, at + 1
-        self.memory.read_into(found, buffer)
-
-
 def save(capture: Capture) -> None:
     """Read the contents of all objects; their descriptors are open now."""
     found = sorted(capture.objects.values(), key=lambda known: known.index)
@@ -195,7 +181,7 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
     opened = _open(capture, known)
     try:
         content = Content()
-        size, seals, mode = _extent(known), 0, 0
+        size, seals, mode = known.extent, 0, 0
         if opened is not None or known.link:
             status = os.stat(known.link) if opened is None else os.fstat(opened)
             size, mode = status.st_size, status.st_mode & 0o7777
@@ -205,21 +191,17 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
             if capture.save is not None:
                 content = capture.save(FileSource(opened), _data_runs(opened, size))
         elif known.areas and capture.save is not None:
-            view = _view(capture, known)
+            view = look(capture, known)
             if known.kind != "anonymous" and not known.link:
                 size = view.end
             _tell_unseen(capture, known, view, size)
-            content = capture.save(MappedSource(capture, view.pieces), _joined(view.pieces))
+            content = capture.save(MappedSource(capture, view.pieces), view.runs())
         return SharedMemory(
             kind=known.kind, name=known.name, size=size, seals=seals, mode=mode, content=content
         )
     finally:
         if opened is not None:
             os.close(opened)
-
-
-def _extent(known: SharedObject) -> int:
-    return max((a.offset + a.end - a.start for a in known.areas), default=0)
 
 
 def _open(capture: Capture, known: SharedObject) -> int | None:
@@ -259,163 +241,20 @@ def _data_runs(descriptor: int, size: int) -> list[tuple[int, int]]:
     return runs
 
 
-@dataclass
-class _View:
-    """What the mappings of an object show of it.
-
-    Attributes:
-        pieces: what is to be read: ``(offset, length, address)``, ascending and disjoint.
-        seen: runs of offsets whose content is known; outside of the pieces it is zero.
-        end: of the object, as far as it is mapped.
-    """
-
-    pieces: list[tuple[int, int, int]]
-    seen: list[tuple[int, int]]
-    end: int
-
-
-def _view(capture: Capture, known: SharedObject) -> _View:
-    """All mappings together show an object: not what lies behind its end, and not where a private
-    mapping has pages of its own. Pages that do not exist must not come to life by being read."""
-    assert capture.agent is not None
-    may_have_holes = known.kind != "deleted-file" or _on_tmpfs(capture, known)
-    if may_have_holes and _swapped(capture, known):
-        may_have_holes = False
-        if _extent(known) > _MOST_TOUCHED:
-            capture.refuse(
-                _subject(known),
-                "parts of it are in swap, and which ones cannot be seen without privilege",
-                "take the snapshot with CAP_CHECKPOINT_RESTORE",
-            )
-            return _View([], [], _extent(known))
-    pieces, seen, end = [], [], 0
-    for area in known.areas:
-        whole = (area.start, area.end - area.start)
-        runs = resident_pages(capture.agent, area.start, area.end) if may_have_holes else [whole]
-        own = [] if area.shared else scan_pages(capture.pid, [(area.start, area.end)])
-        until = area.end
-        if known.kind != "anonymous":
-            # mincore(2) also says of all pages that they are there when it must not tell.
-            sure = [] if runs == [whole] else runs
-            until = _readable_until(capture, area, max(map(sum, [*sure, *own]), default=0))
-        whole = (area.start, until - area.start)
-        shift = area.start - area.offset
-        for start, length in _without(_without(runs, [(until, area.end - until)]), own):
-            pieces.append((start - shift, length, start))
-        seen += [(start - shift, length) for start, length in _without([whole], own)]
-        end = max(end, until - shift)
-    return _View(_disjoint(pieces), seen, end)
-
-
-def _on_tmpfs(capture: Capture, known: SharedObject) -> bool:
-    """The object is of a file system whose files are nowhere but in memory (tmpfs(5))."""
-    for line in procfs.text(f"/proc/{capture.pid}/mountinfo").splitlines():
-        major, minor = map(int, line.split()[2].split(":"))
-        if f"{major:02x}:{minor:02x}" == known.areas[0].device:
-            return line.partition(" - ")[2].split()[0] in ("tmpfs", "devtmpfs", "ramfs")
-    return False
-
-
-def _swapped(capture: Capture, known: SharedObject) -> bool:
-    """Something of it is in swap. Neither mincore(2) nor pagemap shows such pages of an object,
-    only the sums of ``smaps`` do, which take their time."""
-    host = dict(line.split(":", 1) for line in procfs.text("/proc/meminfo").splitlines())
-    if host["SwapTotal"] == host["SwapFree"]:
-        return False
-    starts = {f"{area.start:x}-{area.end:x}" for area in known.areas}
-    inside = False
-    for line in procfs.text(f"/proc/{capture.pid}/smaps").split("\n"):
-        word, _, rest = line.partition(" ")
-        if not word.endswith(":"):
-            inside = word in starts
-        elif inside and word == "Swap:" and rest.split()[0] != "0":
-            return True
-    return False
-
-
-def _readable_until(capture: Capture, area: procfs.Area, sure: int) -> int:
-    """Where the object ends in a mapping; what is below ``sure`` belongs to it. Behind its end
-    nothing can be read (mmap(2), SIGBUS)."""
-    assert capture.target is not None
-    low, high = max(area.start, sure), area.end
-    middle = high - PAGE
-    while low < high:
-        try:
-            capture.target.memory.read(middle, 1)
-            low = middle + PAGE
-        except OSError:
-            high = middle
-        middle = low + (high - low) // 2 // PAGE * PAGE
-    return low
-
-
-def _without(
-    runs: Iterable[tuple[int, int]], holes: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """The parts of runs that are in no hole; both ascending."""
-    left = []
-    at = 0
-    for start, length in runs:
-        end = start + length
-        while at < len(holes) and sum(holes[at]) <= start:
-            at += 1
-        behind = at
-        while behind < len(holes) and holes[behind][0] < end:
-            if start < holes[behind][0]:
-                left.append((start, holes[behind][0] - start))
-            start = sum(holes[behind])
-            behind += 1
-        if start < end:
-            left.append((start, end - start))
-    return left
-
-
-def _disjoint(pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Each offset once."""
-    found = []
-    at = 0
-    for offset, length, address in sorted(pieces):
-        skip = max(at - offset, 0)
-        if skip < length:
-            found.append((offset + skip, length - skip, address + skip))
-            at = offset + length
-    return found
-
-
-def _joined(pieces: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """The offsets of pieces, without the seams."""
-    runs: list[tuple[int, int]] = []
-    for offset, length, _ in pieces:
-        if runs and sum(runs[-1]) == offset:
-            runs[-1] = (runs[-1][0], runs[-1][1] + length)
-        else:
-            runs.append((offset, length))
-    return runs
-
-
-def _subject(known: SharedObject) -> str:
-    """How to name it to the user."""
-    if known.kind == "anonymous":
-        area = known.areas[0]
-        return f"shared memory {area.start:#x}-{area.end:#x}"
-    return f"{known.kind.replace('-', ' ')} {known.name}"
-
-
-def _tell_unseen(capture: Capture, known: SharedObject, view: _View, size: int) -> None:
+def _tell_unseen(capture: Capture, known: SharedObject, view: View, size: int) -> None:
     """What could not be seen becomes zeros, and never in silence."""
-    seen = _joined(_disjoint([(offset, length, 0) for offset, length in view.seen]))
-    unseen = sum(length for _, length in _without([(0, size)], seen))
+    unseen = view.unseen(size)
     if not unseen:
         return
     if known.link:
         capture.refuse(
-            _subject(known),
+            known.subject,
             "cannot be opened for reading, and no mapping shows all of it",
             "close it, or take the snapshot as a user who may read it",
         )
         return
     reason = f"{unseen} bytes of it that no mapping shows now are zeros in a restored copy"
-    capture.report(_subject(known), "replaced", reason)
+    capture.report(known.subject, "replaced", reason)
 
 
 # --- rebuild -----------------------------------------------------------------------------------

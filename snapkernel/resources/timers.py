@@ -113,6 +113,10 @@ def arm(build: Build) -> Batch:
     for timer in build.process.timers:
         batch.call("timer_settime", timer.id, 0, timer.setting, 0, note=f"timer {timer.id}")
     for which, setting in enumerate(build.process.interval_timers):
+        interval, value = setting[:16], setting[16:]
         if any(setting):
+            # One that has rung shows no time left until its signal is taken, which starts it again
+            # (kernel/signal.c); set with no time left, it would be switched off.
+            setting = interval + (value if any(value) else interval)
             batch.call("setitimer", which, setting, 0, note=f"interval timer {which}")
     return batch
