@@ -34,7 +34,7 @@ STACK, CELLS, ELEMENTS, DATA = UNIT, 2 * UNIT, 3 * UNIT, 8 * UNIT
 SIZE = 32 * UNIT
 
 _ELEMENT = struct.Struct("=Q6QqQQ")
-_END = (1 << 64) - 1
+_WORD = (1 << 64) - 1
 _STOP_ON_ERROR, _DONE, _LOAD = 1, 2, 8
 _MOST_CODE = 8 << 20
 _MOST_CALLS = (DATA - ELEMENTS) // _ELEMENT.size - 1
@@ -131,7 +131,7 @@ class Agent:
     def raw(self, name: str, *arguments: int) -> int:
         """One system call of the leader at the site, watched from entry to exit."""
         target, tid = self.target, self.target.leader
-        masked = tuple(argument & (1 << 64) - 1 for argument in arguments)
+        masked = tuple(argument & _WORD for argument in arguments)
         number = self.architecture.system_calls[name]
         registers = self.architecture.for_call(target.registers[tid], self._site, number, masked)
         after = self._execute(tid, registers, system_call=True)
@@ -238,9 +238,12 @@ class Agent:
     ) -> tuple[list[int], int]:
         words, loads = [], 0
         for position, argument in enumerate(call.arguments):
+            if type(argument) is int:  # nearly all are, and there may be thousands of calls
+                words.append(argument & _WORD)
+                continue
             if isinstance(argument, Cell):
                 loads |= 1 << position
-            words.append(self._word(argument, data, spaces) & (1 << 64) - 1)
+            words.append(self._word(argument, data, spaces) & _WORD)
         return words + [0] * (6 - len(words)), loads
 
     def _word(self, argument: Argument, data: bytearray, spaces: dict[Space, int]) -> int:
@@ -257,7 +260,7 @@ class Agent:
             return self.base + DATA + spaces[argument]
         if isinstance(argument, Words):
             words = (self._word(word, data, spaces) for word in argument.words)
-            raw = b"".join(struct.pack("=Q", word & (1 << 64) - 1) for word in words)
+            raw = b"".join(struct.pack("=Q", word & _WORD) for word in words)
             return self._word(raw + argument.tail, data, spaces)
         data += bytes(-len(data) % 16)
         offset = len(data)

@@ -61,7 +61,7 @@ class Words:
 Argument = int | bytes | Space | Cell | AddressOf | Words
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One system call.
 

@@ -39,8 +39,9 @@ def mismatches(manifest: Manifest) -> list[Finding]:
             "this processor does not have them, and the program may use them",
             "restore on a processor that has them",
         )
+    needed_of_shared = _needed_of_shared(manifest)
     for index, file in enumerate(manifest.files):
-        needed = _needed_of_shared(manifest, index)
+        needed = needed_of_shared.get(index)
         reason = _changed(file) if needed is None else _too_short(file, needed)
         if reason:
             mismatch(f"file {file.path}", reason, "install the same version at the same path")
@@ -61,16 +62,23 @@ def mismatches(manifest: Manifest) -> list[Finding]:
     return found
 
 
-def _needed_of_shared(manifest: Manifest, index: int) -> int | None:
-    """How many bytes a file must have that is only mapped shared, and so may have any content
-    (mmap(2), MAP_SHARED); ``None`` for one that must be the same."""
-    mappings = [m for p in manifest.processes for m in p.memory.mappings if m.file == index]
-    if not mappings or not all(mapping.shared for mapping in mappings):
-        return None
-    if any(process.file == index for process in manifest.processes):
-        return None
-    mapped = max(mapping.offset + mapping.end - mapping.start for mapping in mappings)
-    return min(mapped, manifest.files[index].size)
+def _needed_of_shared(manifest: Manifest) -> dict[int, int]:
+    """How many bytes the files must have that are only mapped shared, and so may have any content
+    (mmap(2), MAP_SHARED); all others must be the same."""
+    needed: dict[int, int] = {}
+    same = {process.file for process in manifest.processes}
+    for process in manifest.processes:
+        for mapping in process.memory.mappings:
+            if mapping.file is None:
+                continue
+            if not mapping.shared:
+                same.add(mapping.file)
+            mapped = mapping.offset + mapping.end - mapping.start
+            needed[mapping.file] = max(mapped, needed.get(mapping.file, 0))
+    sizes = {index: file.size for index, file in enumerate(manifest.files)}
+    return {
+        index: min(mapped, sizes[index]) for index, mapped in needed.items() if index not in same
+    }
 
 
 def _too_short(file: FileIdentity, needed: int) -> str:
