@@ -76,6 +76,9 @@ class References(msgspec.Struct):
     packs: tuple[str, ...] = ()
 
 
+_DECODER = msgspec.msgpack.Decoder(Manifest)  # its making takes longer than its use
+
+
 def check_name(name: str) -> str:
     """Return a snapshot's name, or raise InvalidName.
 
@@ -181,7 +184,7 @@ def read(backend: Backend, id: str) -> Manifest:
                 f"its schema is {summary.schema}, this version reads up to {SCHEMA}",
                 "upgrade snapkernel",
             )
-        manifest = msgspec.msgpack.decode(plain, type=Manifest)
+        manifest = _DECODER.decode(plain)
         if manifest.id != id or _summarise(manifest) != summary:
             raise ValueError("its summary is of another snapshot")
         check(manifest)

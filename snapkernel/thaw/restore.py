@@ -39,6 +39,9 @@ from snapkernel.thaw.stub import Spawn, Stub, needs_user_namespace
 
 SWITCH = 0.0002
 
+with contextlib.suppress(KeyError):  # a machine that is not supported is refused by `hold`
+    arch.native()  # loaded with this module, not when somebody waits for a process
+
 
 @dataclass
 class RestoredProcess:
