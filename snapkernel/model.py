@@ -31,6 +31,9 @@ ADDRESSES = 1 << 64
 _FEWEST_REGISTERS = 16 * 8
 """Bytes: no 64-bit architecture has fewer registers than sixteen."""
 
+SIGCHLD = 17
+"""What a parent is sent when a child ends, on every architecture here (signal(7))."""
+
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 """A number below 2**63: msgspec cannot check larger ones against a bound."""
 
@@ -331,12 +334,14 @@ class FileLock(Record, frozen=True, kw_only=True):
         write: exclusive, not shared.
         start: first byte.
         end: last byte; ``None`` is the end of the file, wherever that is.
+        owner: pid of the process that has a ``posix`` lock.
     """
 
     kind: LockKind
     write: bool
     start: Natural = 0
     end: Natural | None = None
+    owner: Natural = 0
 
 
 class RegularFile(Description, frozen=True, kw_only=True, tag="file"):
@@ -542,6 +547,7 @@ class Process(Record, frozen=True, kw_only=True):
 
     Attributes:
         pid: as the process itself saw it; so are ``ppid``, ``pgid`` and ``sid``. 0 is outside.
+        exit_signal: what its parent is sent when it ends (clone(2)).
         executable: path of ``/proc/PID/exe``.
         arguments: the command line, for the reader (it is in the memory as well).
         working_directory: path.
@@ -562,6 +568,7 @@ class Process(Record, frozen=True, kw_only=True):
     ppid: Pid
     pgid: Pid
     sid: Pid
+    exit_signal: Natural = SIGCHLD
     executable: str
     file: Natural
     arguments: tuple[str, ...]
@@ -582,6 +589,25 @@ class Process(Record, frozen=True, kw_only=True):
     oom_score_adj: int = 0
     timer_slack_ns: Natural = 50_000
     stopped: Natural = 0
+
+
+class Zombie(Record, frozen=True, kw_only=True):
+    """A process that has ended, and whose parent has not waited for it.
+
+    Attributes:
+        pid: as the process itself saw it; so are ``ppid``, ``pgid`` and ``sid``.
+        status: as of waitpid(2).
+        exit_signal: as of a process.
+        name: of its program, for the reader.
+    """
+
+    pid: Pid
+    ppid: Pid
+    pgid: Pid
+    sid: Pid
+    status: Natural
+    exit_signal: Natural = SIGCHLD
+    name: str = ""
 
 
 class Clocks(Record, frozen=True, kw_only=True):
@@ -631,6 +657,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         name: given by the user, may be empty.
         created: ISO 8601, UTC.
         mode: ``live`` or ``stop``.
+        processes: every parent before its children; the first is an ancestor of all.
+        zombies: descendants that have ended.
         packs: names of the packs that hold the chunks.
         memory_bytes: bytes of process memory that the snapshot holds.
         stored_bytes: bytes that it added to the store, packs and index.
@@ -646,6 +674,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     host: Host
     clocks: Clocks
     processes: tuple[Process, ...]
+    zombies: tuple[Zombie, ...] = ()
     descriptions: tuple[AnyDescription, ...] = ()
     pipes: tuple[Pipe, ...] = ()
     shared_memory: tuple[SharedMemory, ...] = ()
@@ -659,8 +688,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raise ValueError for what no process can be: a store is untrusted input."""
-        if not self.processes:
-            raise ValueError("it has no process")
+        self._check_tree()
         for description in self.descriptions:
             self._check_description(description)
         for process in self.processes:
@@ -671,6 +699,20 @@ class Manifest(Record, frozen=True, kw_only=True):
                 _index(where, descriptor.description, self.descriptions)
             self._check_memory(what, process.memory)
             self._check_threads(what, process)
+
+    def _check_tree(self) -> None:
+        if not self.processes:
+            raise ValueError("it has no process")
+        pids = [process.pid for process in self.processes]
+        tids = [thread.tid for process in self.processes for thread in process.threads]
+        if len(set(tids)) != len(tids):
+            raise ValueError("two threads have the same id")
+        for position, process in enumerate(self.processes[1:], 1):
+            if process.ppid not in pids[:position]:
+                raise ValueError(f"process {process.pid}: its parent is not before it")
+        for zombie in self.zombies:
+            if zombie.ppid not in pids or zombie.pid in tids:
+                raise ValueError(f"zombie {zombie.pid}: has no parent, or is somebody else")
 
     def _check_description(self, description: AnyDescription) -> None:
         match description:

@@ -76,6 +76,17 @@ def inner_tid(pid: int, tid: int) -> int:
     return int(status.partition(b"\nNSpid:")[2].split(b"\n", 1)[0].split()[-1])
 
 
+def descendants(pid: int) -> list[int]:
+    """Children, and theirs, and so on; every parent before its children."""
+    found = [pid]
+    for one in found:
+        try:
+            found += [child for child in children(one) if child not in found]
+        except OSError:
+            continue  # it has ended meanwhile
+    return found[1:]
+
+
 def children(pid: int) -> list[int]:
     """Processes whose parent is ``pid``, zombies included.
 

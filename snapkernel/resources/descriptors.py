@@ -3,17 +3,19 @@
 Every kind is a module with ``RECORDS`` (its record types), ``recognises``, ``capture``, ``create``
 and, where it refers to other descriptions, ``connect``. What no module recognises is refused.
 
-On rebuild each description is made at whatever number is free, moved above all final numbers, and
-from there to its own; then the registrations of epolls are made.
+On rebuild each description is made at whatever number is free and held at one above all final
+numbers; every process puts what it had from there to its own numbers; then the registrations of
+epolls are made.
 """
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 
 from snapkernel.constants import F_DUPFD_CLOEXEC
 from snapkernel.freeze.batch import Batch, Cell
-from snapkernel.model import AnyDescription, Descriptor, Epoll, TcpListener
+from snapkernel.model import AnyDescription, Descriptor, Epoll, Process, TcpListener
 from snapkernel.resources import (
     device,
     epoll,
@@ -61,16 +63,19 @@ KNOWN_BY_NAME = {
 }
 
 
-def capture(capture: Capture, table: Table) -> tuple[Descriptor, ...]:
-    """All descriptions (into the capture) and the table of this process."""
+def capture(capture: Capture, table: Table) -> dict[int, tuple[Descriptor, ...]]:
+    """All descriptions (into the capture) and the tables of the processes."""
     for file in table.files:
         record = _describe(capture, file, table)
         if record is not None:
             capture.descriptions.append(record)
-    return tuple(
-        Descriptor(number=number, description=index, close_on_exec=close)
-        for number, index, close in table.entries
-    )
+    return {
+        pid: tuple(
+            Descriptor(number=number, description=index, close_on_exec=close)
+            for number, index, close in entries
+        )
+        for pid, entries in table.entries.items()
+    }
 
 
 def _describe(capture: Capture, file: OpenFile, table: Table) -> AnyDescription | None:
@@ -93,7 +98,7 @@ def _describe(capture: Capture, file: OpenFile, table: Table) -> AnyDescription 
 
 def first_high(build: Build) -> int:
     """A number above everything that the process has, or had when it registered it."""
-    numbers = [entry.number for entry in build.process.descriptors]
+    numbers = [e.number for process in build.manifest.processes for e in process.descriptors]
     for description in build.manifest.descriptions:
         if isinstance(description, Epoll):
             numbers += [target.descriptor for target in description.targets]
@@ -105,7 +110,7 @@ def rebuild_inherited(build: Build) -> Batch:
     batch = Batch("take over standard streams")
     for number, inherited in build.streams.items():
         cell = build.stream_cells[number] = Cell(f"stream{number}")
-        batch.call("fcntl", inherited, F_DUPFD_CLOEXEC, build.high, store=cell, note="stream")
+        batch.call("fcntl", inherited, F_DUPFD_CLOEXEC, build.above, store=cell, note="stream")
     batch.call("close_range", 0, build.high - 1, 0)
     return batch
 
@@ -131,19 +136,35 @@ def bind(build: Build, batch: Batch, index: int, record: TcpListener, port: int)
     """One listener's bind and listen; another port than its own needs another socket, as the
     first one is bound by now."""
     if port != record.port:
-        for entry in build.entries[index]:
-            batch.call("close", entry.number)
         inet_socket.create(build, batch, record, index)
     inet_socket.bind(build, batch, index, record, port)
     inet_socket.listen(build, batch, index, record)
 
 
+def rebuild_place(build: Build) -> Batch:
+    """Put everything where this process had it."""
+    batch = Batch("put descriptors in their places")
+    for entry in build.process.descriptors:
+        flags = os.O_CLOEXEC if entry.close_on_exec else 0
+        held = build.held(entry.description)
+        batch.call("dup3", held, entry.number, flags, note=f"fd {entry.number}")
+    return batch
+
+
 def rebuild_connect(build: Build) -> Batch:
-    """What refers to other descriptors; then nothing is needed above the final numbers."""
+    """What refers to other descriptors, by the first process that has it; then nothing is needed
+    above the final numbers."""
     batch = Batch("connect descriptors")
     for index, description in enumerate(build.manifest.descriptions):
         connect = getattr(OWNER[type(description)], "connect", None)
-        if connect is not None:
+        if connect is not None and _first_holder(build, index) is build.process:
             connect(build, batch, description, index)
     batch.call("close_range", build.high - 1, 0xFFFFFFFF, 0)
     return batch
+
+
+def _first_holder(build: Build, index: int) -> Process | None:
+    for process in build.manifest.processes:
+        if any(entry.description == index for entry in process.descriptors):
+            return process
+    return None

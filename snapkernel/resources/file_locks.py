@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 
+from snapkernel import procfs
 from snapkernel.freeze.batch import Batch
 from snapkernel.model import FileLock, LockKind, ObjectFile, RegularFile
 from snapkernel.resources.context import Build, Capture
@@ -27,12 +28,10 @@ _LOCK_SH, _LOCK_EX, _LOCK_NB = 1, 2, 4
 def capture(capture: Capture, file: OpenFile) -> tuple[FileLock, ...]:
     """The locks that were taken through a description; leases are refused."""
     locks = []
-    for line in file.info.splitlines():
-        name, _, rest = line.partition(":")
-        if name != "lock":
-            continue
-        # "1: POSIX  ADVISORY  READ 4711 fe:00:1234 0 EOF"; of a lease the third word is its state.
-        _, kind, _, access, *_, start, end = rest.split()
+    for pid, line in file.locks:
+        # "lock: 1: POSIX  ADVISORY  READ 4711 fe:00:1234 0 EOF", for a process of the snapshot; of a
+        # lease the third word is its state.
+        _, _, kind, _, access, *_, start, end = line.split()
         if kind not in _KINDS:
             what = _LEASES.get(kind, f"a lock of the unknown kind {kind}")
             capture.refuse(file.subject, f"has {what}, which cannot be saved yet", "release it")
@@ -43,6 +42,7 @@ def capture(capture: Capture, file: OpenFile) -> tuple[FileLock, ...]:
                 write=access == "WRITE",
                 start=int(start),
                 end=None if end == "EOF" else int(end),
+                owner=procfs.inner_tid(pid, pid) if kind == "POSIX" else 0,
             )
         )
     return tuple(locks)
@@ -54,8 +54,11 @@ def rebuild(build: Build) -> Batch:
     for index, record in enumerate(build.manifest.descriptions):
         if not isinstance(record, RegularFile | ObjectFile) or not record.locks:
             continue
-        number = next(e.number for e in build.process.descriptors if e.description == index)
+        numbers = (e.number for e in build.process.descriptors if e.description == index)
+        number = next(numbers, None)
         for lock in record.locks:
+            if number is None or lock.owner not in (0, build.process.pid):
+                continue
             _take(batch, number, lock, f"lock on {_name(build, record)}")
     return batch
 

@@ -42,7 +42,7 @@ from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import scan_pages
 from snapkernel.model import RUN, Mapping
 from snapkernel.resources import shared_memory, vdso
-from snapkernel.resources.context import Build, Capture, Fill
+from snapkernel.resources.context import Build, Capture
 
 # Follow from protection, kind and use of the area.
 DERIVED = frozenset(["rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "sd", "gu", "??"])
@@ -192,8 +192,8 @@ def _spans(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
 # --- rebuild -----------------------------------------------------------------------------------
 
 
-def rebuild_mappings(build: Build) -> list[Batch | Fill]:
-    """Map everything, writable where it will be filled."""
+def rebuild_mappings(build: Build) -> Batch:
+    """Map everything, writable where it will be filled; shared memory is mapped already."""
     batch = Batch("map memory")
     memory = build.process.memory
     opened: dict[tuple[int, bool], Cell] = {}
@@ -203,7 +203,7 @@ def rebuild_mappings(build: Build) -> list[Batch | Fill]:
         _advise(batch, mapping)
     for cell in opened.values():
         batch.call("close", cell)
-    return [*shared_memory.rebuild(build), batch]
+    return batch
 
 
 def _map(

@@ -76,7 +76,7 @@ def create(build: Build, batch: Batch, record: RegularFile | ObjectFile, index: 
     if isinstance(record, ObjectFile):
         note = build.manifest.shared_memory[record.object].name
         fresh = shared_memory.reopen(
-            build, batch, build.object_cells[record.object], record.flags, note
+            build, batch, build.held_object(record.object), record.flags, note
         )
     else:
         note = record.file.path

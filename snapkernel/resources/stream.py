@@ -75,7 +75,7 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> Stream:
 def create(build: Build, batch: Batch, record: Stream, index: int) -> None:
     """The stream was inherited by the stub; it only gets its flags. Several may lead to it."""
     away = Cell(f"d{index}")
-    batch.call("fcntl", build.stream_cells[record.stream], F_DUPFD_CLOEXEC, build.high, store=away)
+    batch.call("fcntl", build.stream_cells[record.stream], F_DUPFD_CLOEXEC, build.above, store=away)
     number = build.place(batch, away, index)
     flags = record.flags & (os.O_APPEND | os.O_NONBLOCK)
     if flags & os.O_NONBLOCK:
