@@ -17,13 +17,14 @@ import msgspec
 
 from snapkernel import arch, procfs
 from snapkernel.arch import Architecture
-from snapkernel.errors import CannotCheckpoint, Finding, UnsupportedHost
+from snapkernel.errors import CannotCheckpoint, Finding, TargetError, UnsupportedHost
 from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
 from snapkernel.freeze.target import Memory, Target, why_not
-from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process
+from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process, Zombie
 from snapkernel.resources import (
     credentials,
     descriptors,
+    family,
     memory,
     process,
     shared_memory,
@@ -99,13 +100,21 @@ def survey(pid: int) -> Survey:
 
 def _look_from_outside(pid: int) -> Survey:
     capture = Capture(pid)
-    looks = {pid: _look_at(capture)}
-    for child in procfs.descendants(pid):
-        # One that ends meanwhile is not there any more; why another one cannot be looked at is said.
-        with contextlib.suppress(TargetError):
-            if procfs.stat(child)[0] != "Z":
-                architecture_of(child)
-                looks[child] = _look_at(capture.sibling(child))
+    looks: dict[int, Look] = {}
+    members: list[family.Member] = []
+    for one in [pid, *procfs.descendants(pid)]:
+        try:
+            if one != pid and procfs.stat(one)[0] == "Z":
+                members.append(process.capture_zombie(one))
+                continue
+            architecture_of(one)
+            looks[one], identity = _look_at(capture if one == pid else capture.sibling(one))
+            members.append(identity)
+        except (TargetError, OSError):
+            if one == pid or os.path.exists(f"/proc/{one}"):
+                raise
+            looks.pop(one, None)  # it has ended meanwhile
+    family.check(capture, members)
     try:
         with open_table(*looks) as table:
             descriptors.capture(capture, table)
@@ -114,7 +123,7 @@ def _look_from_outside(pid: int) -> Survey:
     return Survey(capture.findings, capture.known, looks)
 
 
-def _look_at(capture: Capture) -> Look:
+def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
     pid = capture.pid
     try:
         identity = process.capture_identity(capture)
@@ -131,7 +140,7 @@ def _look_at(capture: Capture) -> Look:
             site = call_site(held, areas)
     except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
         raise why_not(pid, error.errno or 0) from None
-    return Look(flags, maps, areas, hole, site, unforked)
+    return Look(flags, maps, areas, hole, site, unforked), identity
 
 
 def architecture_of(pid: int) -> Architecture:
@@ -237,6 +246,7 @@ class Frozen:
 
 def capture(
     parts: Sequence[Frozen],
+    zombies: Sequence[Zombie],
     files: dict[tuple[str, int], FileIdentity],
     save: Saver | None,
 ) -> tuple[Capture, Clocks]:
@@ -257,6 +267,7 @@ def capture(
             part.capture = root.sibling(part.target.pid, part.target, part.agent)
         part.process = _capture_one(part)
         shared_memory.register(part.capture, part.areas)
+    family.check(root, [*(part.process for part in parts), *zombies])
     with open_table(*(part.target.pid for part in parts)) as table:
         tables = descriptors.capture(root, table)
         refuse(root.pid, root.findings)

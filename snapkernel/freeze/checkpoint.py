@@ -347,7 +347,7 @@ class _Shot:
                 self.parts.append(part)
             self.mark("agent")
             self.capture, self.clocks = looking.capture(
-                self.parts, self.survey.files, self._save
+                self.parts, self.zombies, self.survey.files, self._save
             )
             self.mark("captured")
             return [] if self.stop else self._fork()

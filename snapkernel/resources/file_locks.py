@@ -29,8 +29,8 @@ def capture(capture: Capture, file: OpenFile) -> tuple[FileLock, ...]:
     """The locks that were taken through a description; leases are refused."""
     locks = []
     for pid, line in file.locks:
-        # "lock: 1: POSIX  ADVISORY  READ 4711 fe:00:1234 0 EOF", for a process of the snapshot; of a
-        # lease the third word is its state.
+        # "lock: 1: POSIX  ADVISORY  READ 4711 fe:00:1234 0 EOF"; of a lease the word after its kind
+        # is its state.
         _, _, kind, _, access, *_, start, end = line.split()
         if kind not in _KINDS:
             what = _LEASES.get(kind, f"a lock of the unknown kind {kind}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import struct
@@ -20,7 +19,6 @@ from snapkernel.constants import (
     PR_SET_MM_MAP,
     PR_SET_THP_DISABLE,
     PR_SET_TIMERSLACK,
-    WALL,
 )
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space, Words

@@ -25,7 +25,13 @@ from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Target
 from snapkernel.model import Clocks, Process
 
-_OPTIONS = tracing.O_TRACESYSGOOD | tracing.O_TRACECLONE | tracing.O_TRACEEXEC | tracing.O_EXITKILL
+_OPTIONS = (
+    tracing.O_TRACESYSGOOD
+    | tracing.O_TRACECLONE
+    | tracing.O_TRACEFORK
+    | tracing.O_TRACEEXEC
+    | tracing.O_EXITKILL
+)
 _CREDENTIALS = struct.Struct("=3i")
 _SECOND = 1_000_000_000
 CAP_SYS_ADMIN = 21

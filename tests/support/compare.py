@@ -5,6 +5,7 @@ The restored threads are held stopped, so nothing has run between the two.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from signal import SIGALRM
 from typing import Any
@@ -41,17 +42,18 @@ class Dump:
 
 def dump(held: Held) -> Dump:
     """Look at a restored process that has not run yet."""
-    target = held.target
-    areas = procfs.areas(procfs.text(f"/proc/{target.pid}/maps"))
-    threads.leave_sequences(target, looking.arch.native())
-    agent = looking.install_agent(target, areas)
-    try:
-        flags = memory.read_flags(target.pid)
-        process, capture, _ = looking.capture(target, agent, areas, {}, None)
-        process = looking.mappings(capture, process, areas, flags)
-    finally:
-        agent.remove()
-    return Dump(process, capture)
+    parts = []
+    with contextlib.ExitStack() as agents:
+        for target in held.targets.values():
+            areas = procfs.areas(procfs.text(f"/proc/{target.pid}/maps"))
+            threads.leave_sequences(target, looking.arch.native())
+            agent = looking.install_agent(target, areas)
+            agents.callback(agent.remove)
+            parts.append(looking.Frozen(target, agent, areas))
+        flags = [memory.read_flags(part.target.pid) for part in parts]
+        capture, _ = looking.capture(parts, (), {}, None)
+        processes = [looking.mappings(part, own) for part, own in zip(parts, flags, strict=True)]
+    return Dump(processes[0], capture)
 
 
 def differences(manifest: Manifest, held: Held, store: Store) -> list[str]:
