@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from snapkernel.freeze.batch import Batch, Words
-from snapkernel.model import Manifest, Process, Zombie
+from snapkernel.model import SIGCHLD, Manifest, Process, Zombie
 from snapkernel.resources.context import Capture
 from snapkernel.resources.process import Identity
+
+_MOST_SIGACTION = 64  # bytes, at least those of struct kernel_sigaction anywhere
 
 Made = Process | Zombie
 Member = Made | Identity
@@ -70,6 +72,11 @@ def steps(manifest: Manifest) -> Iterator[tuple[int, Fork | Batch | End]]:
             yield member.pid, batch
     for zombie in manifest.zombies:
         yield zombie.pid, End(zombie)
+    for parent in {zombie.ppid for zombie in manifest.zombies}:
+        batch = Batch("forget the signals of these ends")
+        # What is ignored by default is not left pending (signal(7)); the old action comes later.
+        batch.call("rt_sigaction", SIGCHLD, bytes(_MOST_SIGACTION), 0, 8)
+        yield parent, batch
 
 
 def _births(

@@ -154,6 +154,10 @@ class Held:
         """The first process."""
         return self.stub.target
 
+    def destroy(self) -> None:
+        """End them instead of letting them run."""
+        self.stub.destroy(list(self.targets.values()))
+
     def release(self) -> RestoredProcess:
         """Let them run."""
         for process in reversed(self.build.manifest.processes):
@@ -205,7 +209,7 @@ def hold(
             write_connection(path, manifest.jupyter, held.build.ports)
             held.connection_file = path
     except BaseException:
-        held.stub.destroy()
+        held.destroy()
         raise
     return held
 
@@ -332,7 +336,7 @@ class _Thaw:
                 self._set_registers(process)
             self.mark("registers")
         except BaseException:
-            stub.destroy()
+            stub.destroy([agent.target for agent in self.agents.values()])
             raise
         targets = {pid: agent.target for pid, agent in self.agents.items()}
         return Held(stub, build, self.began, self.timings, None, targets)

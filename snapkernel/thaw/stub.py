@@ -53,12 +53,15 @@ class Stub:
     init_pid: int
     user_namespace: bool
 
-    def destroy(self) -> None:
-        """End everything in the namespace."""
-        for pid in (self.target.pid, self.init_pid):
+    def destroy(self, others: Sequence[Target] = ()) -> None:
+        """End everything in the namespace; ``others`` were made from the stub. The namespace's end
+        waits for all of them, and who is traced waits for us."""
+        targets = {target.pid: target for target in (self.target, *others)}
+        for pid in (*targets, self.init_pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.target.kill()
+        for target in targets.values():
+            target.kill()
         self.parent.wait()
 
 
