@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from jupyter_client.connect import write_connection_file
 from jupyter_client.launcher import launch_kernel
 
 import snapkernel
+from snapkernel import procfs
 from support.conformance import Process
 
 if TYPE_CHECKING:
@@ -208,10 +210,14 @@ class Kernel:
         os.kill(self.pid, signal.SIGINT)
 
     def kill(self) -> BlockingKernelClient:
-        """End the kernel's process at once, but keep the client."""
+        """End the kernel's process at once, and what it has started, but keep the client."""
+        started = procfs.descendants(self.pid) if self.process.poll() is None else []
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(PATIENCE)
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return self.client
 
     def disconnect(self) -> None:
