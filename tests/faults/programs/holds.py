@@ -6,7 +6,6 @@ import mmap
 import os
 import select
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,15 +15,6 @@ from protocol import UnsupportedError, call, expect, main, program
 
 IO_URING_SETUP = 425  # the same number on every architecture (Linux 5.1)
 HUGETLB = 0x40000
-
-
-@program
-def child_process():
-    child = subprocess.Popen(["sleep", "1000"])
-    yield
-    expect("the child's status", child.poll(), None)
-    child.kill()
-    child.wait()
 
 
 @program
