@@ -31,7 +31,7 @@ ADDRESSES = 1 << 64
 _FEWEST_REGISTERS = 16 * 8
 """Bytes: no 64-bit architecture has fewer registers than sixteen."""
 
-Natural = Annotated[int, msgspec.Meta(ge=0)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """A number below 2**63: msgspec cannot check larger ones against a bound."""
 
 Word = int

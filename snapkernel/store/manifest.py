@@ -16,6 +16,7 @@ import msgspec
 import zstandard
 from blake3 import blake3
 
+from snapkernel import plausible
 from snapkernel.errors import DamagedSnapshot, InvalidName, SnapshotNotFound
 from snapkernel.model import SCHEMA, Content, Manifest
 from snapkernel.store import pack
@@ -37,7 +38,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _PACK = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"\w(?:[\w .+@-]{0,126}[\w.+@-])?")
 _ADDRESSES = 1 << 64
-_INVALID = (ValueError, struct.error, msgspec.MsgspecError)
+_INVALID = (ValueError, struct.error, msgspec.MsgspecError, RecursionError)
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,6 +263,7 @@ def check(manifest: Manifest) -> None:
             check_content(content, len(manifest.packs))
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from error
+    plausible.check(manifest)
 
 
 def check_content(content: Content, packs: int) -> None:
