@@ -21,7 +21,7 @@ from snapkernel.errors import DamagedSnapshot, InvalidName, SnapshotNotFound
 from snapkernel.model import SCHEMA, Content, Manifest
 from snapkernel.store import pack
 from snapkernel.store.backend import Backend, get
-from snapkernel.store.codec import CODECS, MAX_CHUNK, STORED
+from snapkernel.store.codec import CODECS
 
 FOLDER = "manifests"
 VERSION = 1
@@ -281,10 +281,8 @@ def check_content(content: Content, packs: int) -> None:
             raise ValueError(f"codec {codec} is not known; a newer snapkernel may know it")
         if number >= packs:
             raise ValueError(f"a chunk is in pack {number} of {packs}")
-        if not (0 < length <= MAX_CHUNK and 0 < stored <= MAX_CHUNK and offset >= pack.HEADER.size):
-            raise ValueError("a chunk has an impossible place")
-        if codec == STORED and stored != length:
-            raise ValueError("a chunk that is not compressed has two lengths")
+        if not pack.is_place(offset, stored, length, codec):
+            raise ValueError("a chunk has an impossible place, or two lengths")
         total -= length
     if total:
         raise ValueError("the chunks do not fill the runs")

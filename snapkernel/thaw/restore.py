@@ -221,11 +221,16 @@ def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
     """The ordered steps of a restore as text, readable like strace's. Nothing is done.
 
     Raises:
+        CannotRestore: it is of an architecture that this version does not know.
         SnapshotNotFound, DamagedSnapshot, StoreError: the snapshot cannot be read.
     """
     where = store if isinstance(store, Store) else Store.open(store)
     manifest = where.load(snapshot)
-    architecture = arch.load(manifest.host.architecture)
+    try:
+        architecture = arch.load(manifest.host.architecture)
+    except KeyError:
+        object = f"architecture {manifest.host.architecture}"
+        raise CannotRestore(object, "is not known", "upgrade snapkernel") from None
     process = manifest.processes[0]
     build = Build(manifest, process, architecture, {number: 100 + number for number in range(3)})
     for step in _steps(build)[1]:
@@ -434,6 +439,8 @@ class _Thaw:
     def _set_registers(self, target: Target) -> None:
         for tid, thread in zip(target.tids, self.process.threads, strict=True):
             self.architecture.set_vector(tid, thread.vector)
+            if len(thread.registers) != len(target.registers[tid]):
+                raise CannotRestore(f"thread {thread.tid}", "has registers of another processor")
             tracing.set_registers(tid, thread.registers)
             tracing.set_signal_mask(tid, thread.signal_mask)
             target.registers[tid] = thread.registers
