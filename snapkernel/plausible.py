@@ -221,8 +221,11 @@ def _spans(mappings: Iterable[Mapping]) -> Iterator[tuple[int, int]]:
 
 def _inside(what: str, content: Content, spans: Iterator[tuple[int, int]]) -> None:
     """Every run, which ascend, is within one span."""
-    start = end = 0
+    start = end = before = 0
     for address, length in content.iter_runs():
+        if address < before or not length:
+            raise ValueError(f"{what}: the run at {address:#x} is empty or overlaps another")
+        before = address + length
         while end < address + length:
             start, end = next(spans, (0, 1 << 65))
         if address < start or end > 1 << 64:
@@ -239,7 +242,9 @@ def _description(manifest: Manifest, index: int, record: AnyDescription) -> None
         case RegularFile(file=file):
             _path("file", file.path)
             _locks(record.locks)
-        case ObjectFile():
+        case ObjectFile(object=number):
+            if manifest.shared_memory[number].kind == "anonymous":
+                raise ValueError("nothing can have shared anonymous memory open")
             _locks(record.locks)
         case CharacterDevice(path=path):
             _path("device", path)
@@ -294,7 +299,7 @@ def _internet_address(family: int, address: str) -> None:
         if family not in _INTERNET:
             raise OSError
         socket.inet_pton(family, address.partition("%")[0])
-    except OSError:
+    except (OSError, ValueError):
         raise ValueError(f"{address[:80]!r} is no address of family {family}") from None
 
 
