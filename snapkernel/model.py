@@ -34,7 +34,7 @@ _FEWEST_REGISTERS = 16 * 8
 SIGCHLD = 17
 """What a parent is sent when a child ends, on every architecture here (signal(7))."""
 
-Natural = Annotated[int, msgspec.Meta(ge=0)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """A number below 2**63: msgspec cannot check larger ones against a bound."""
 
 Word = int

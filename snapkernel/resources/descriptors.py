@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
+from snapkernel import procfs
 from snapkernel.constants import F_DUPFD_CLOEXEC
 from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.model import AnyDescription, Descriptor, Epoll, Process, TcpListener
@@ -79,6 +80,11 @@ def capture(capture: Capture, table: Table) -> dict[int, tuple[Descriptor, ...]]
 
 
 def _describe(capture: Capture, file: OpenFile, table: Table) -> AnyDescription | None:
+    with procfs.understood(file.subject):
+        return _describe_by_kind(capture, file, table)
+
+
+def _describe_by_kind(capture: Capture, file: OpenFile, table: Table) -> AnyDescription | None:
     if stream.is_stream(capture, file, table):
         return stream.capture(capture, file, table)
     for kind in KINDS:

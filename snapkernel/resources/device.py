@@ -11,12 +11,12 @@ from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
 RECORDS = (CharacterDevice,)
-_STATELESS = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
+STATELESS = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
 
 
 def recognises(file: OpenFile) -> bool:
     """null, zero, full, random, urandom."""
-    return stat.S_ISCHR(file.status.st_mode) and file.status.st_rdev in _STATELESS
+    return stat.S_ISCHR(file.status.st_mode) and file.status.st_rdev in STATELESS
 
 
 def capture(capture: Capture, file: OpenFile, table: Table) -> CharacterDevice:

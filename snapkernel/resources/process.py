@@ -135,11 +135,10 @@ def _refuse_namespaces(capture: Capture) -> None:
 
 def _mounts(pid: int) -> set[tuple[str, str]]:
     """Device and place of every mount, without those of /proc: a restored process has its own."""
-    fields = (line.split() for line in procfs.text(f"/proc/{pid}/mountinfo").split("\n") if line)
     return {
-        (f"{words[2]} {words[3]}", words[4])
-        for words in fields
-        if words[4] != "/proc" and not words[4].startswith("/proc/")
+        (f"{mount.device} {mount.root}", mount.place)
+        for mount in procfs.mounts(pid)
+        if mount.place != "/proc" and not mount.place.startswith("/proc/")
     }
 
 

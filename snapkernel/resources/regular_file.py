@@ -14,6 +14,7 @@ from snapkernel.resources.open_file import OpenFile, Table
 
 RECORDS = (RegularFile, ObjectFile)
 _NOT_AGAIN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY
+_NOT_AGAIN |= os.O_TMPFILE & ~os.O_DIRECTORY  # it has been given a name meanwhile (open(2))
 
 
 def recognises(file: OpenFile) -> bool:

@@ -28,9 +28,18 @@ _TCP = (
     socket.TCP_USER_TIMEOUT,
     socket.TCP_DEFER_ACCEPT,
 )
-_LONGEST = 16
+LONGEST = 16
+"""Bytes of a value."""
 _BUFFERS = ((1, socket.SO_SNDBUF), (2, socket.SO_RCVBUF))
 SO_BUF_LOCK = 72  # Linux 5.15: which buffer sizes were set by the program
+_KNOWN = frozenset(
+    [
+        *((socket.SOL_SOCKET, option) for option in _GENERIC),
+        *((socket.SOL_SOCKET, option) for _, option in _BUFFERS),
+        *((socket.IPPROTO_TCP, option) for option in _TCP),
+        (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
+    ]
+)
 
 
 def _wanted(end: socket.socket) -> list[tuple[int, int]]:
@@ -49,7 +58,7 @@ def _read(end: socket.socket) -> list[Option]:
     found = []
     for level, option in _wanted(end):
         try:
-            found.append((level, option, end.getsockopt(level, option, _LONGEST)))
+            found.append((level, option, end.getsockopt(level, option, LONGEST)))
         except OSError:
             continue
     return found
@@ -75,6 +84,11 @@ def _buffers(end: socket.socket) -> Iterator[Option]:
         if locked & bit:
             size = end.getsockopt(socket.SOL_SOCKET, option) // 2
             yield socket.SOL_SOCKET, option, struct.pack("=i", size)
+
+
+def is_known(level: int, option: int) -> bool:
+    """One that ``capture`` may have found; of others nobody knows whom they concern."""
+    return (level, option) in _KNOWN
 
 
 def rebuild(batch: Batch, cell: Cell, options: tuple[Option, ...], note: str) -> None:

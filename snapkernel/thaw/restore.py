@@ -233,11 +233,16 @@ def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
     """The ordered steps of a restore as text, readable like strace's. Nothing is done.
 
     Raises:
+        CannotRestore: it is of an architecture that this version does not know.
         SnapshotNotFound, DamagedSnapshot, StoreError: the snapshot cannot be read.
     """
     where = store if isinstance(store, Store) else Store.open(store)
     manifest = where.load(snapshot)
-    architecture = arch.load(manifest.host.architecture)
+    try:
+        architecture = arch.load(manifest.host.architecture)
+    except KeyError:
+        object = f"architecture {manifest.host.architecture}"
+        raise CannotRestore(object, "is not known", "upgrade snapkernel") from None
     build = Build(
         manifest,
         manifest.processes[0],
@@ -502,6 +507,8 @@ class _Thaw:
         target = self.agents[process.pid].target
         for tid, thread in zip(target.tids, process.threads, strict=True):
             self.architecture.set_vector(tid, thread.vector)
+            if len(thread.registers) != len(target.registers[tid]):
+                raise CannotRestore(f"thread {thread.tid}", "has registers of another processor")
             tracing.set_registers(tid, thread.registers)
             tracing.set_signal_mask(tid, thread.signal_mask)
             target.registers[tid] = thread.registers
