@@ -119,6 +119,7 @@ class SharedMemory(Record, frozen=True, kw_only=True):
         size: bytes.
         seals: ``F_GET_SEALS`` of a memfd.
         mode: permission bits of a deleted file or memfd.
+        linkable: a deleted file that never had a name (O_TMPFILE), and may be given one.
         content: its bytes.
     """
 
@@ -127,6 +128,7 @@ class SharedMemory(Record, frozen=True, kw_only=True):
     size: Natural
     seals: Natural = 0
     mode: Natural = 0
+    linkable: bool = False
     content: Content = Content()
 
 
@@ -343,15 +345,19 @@ class RegularFile(Description, frozen=True, kw_only=True, tag="file"):
     """A file or directory that is opened again by its path.
 
     Attributes:
-        position: file offset.
+        position: file offset; of a directory, a place that only its file system understands.
         file: what it was.
         directory: it is a directory.
+        inode: of a directory, to which the position belongs.
         locks: taken through this description.
     """
+
+    WORDS = ("inode",)
 
     position: Natural = 0
     file: FileIdentity
     directory: bool = False
+    inode: Word = 0
     locks: tuple[FileLock, ...] = ()
 
 
@@ -371,11 +377,31 @@ class CharacterDevice(Description, frozen=True, kw_only=True, tag="device"):
     device: Natural
 
 
+class PathDescriptor(Description, frozen=True, kw_only=True, tag="path"):
+    """A place in the file system that was not opened: O_PATH (open(2))."""
+
+    path: str
+
+
 class PipeEnd(Description, frozen=True, kw_only=True, tag="pipe"):
     """One end of ``Manifest.pipes[pipe]``."""
 
     pipe: Natural
     writable: bool
+
+
+class FifoEnd(Description, frozen=True, kw_only=True, tag="fifo"):
+    """One end of a FIFO (fifo(7)).
+
+    Attributes:
+        pipe: index into ``Manifest.pipes``.
+        path: where it stands.
+        unwritten: it is read from, and its first writer has not come yet.
+    """
+
+    pipe: Natural
+    path: str
+    unwritten: bool = False
 
 
 class Stream(Description, frozen=True, kw_only=True, tag="stream"):
@@ -481,7 +507,9 @@ AnyDescription = (
     RegularFile
     | ObjectFile
     | CharacterDevice
+    | PathDescriptor
     | PipeEnd
+    | FifoEnd
     | Stream
     | EventDescriptor
     | Epoll
@@ -676,7 +704,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         match description:
             case ObjectFile(object=number):
                 _index("shared object of a descriptor", number, self.shared_memory)
-            case PipeEnd(pipe=number):
+            case PipeEnd(pipe=number) | FifoEnd(pipe=number):
                 _index("pipe of a descriptor", number, self.pipes)
             case UnixSocket(peer=int(number)):
                 _index("peer of a socket", number, self.descriptions)

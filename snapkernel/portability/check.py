@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from snapkernel import arch, procfs
 from snapkernel.errors import CannotRestore, Finding
-from snapkernel.model import CharacterDevice, FileIdentity, Manifest, RegularFile
+from snapkernel.model import (
+    AnyDescription,
+    CharacterDevice,
+    FifoEnd,
+    FileIdentity,
+    Manifest,
+    PathDescriptor,
+    RegularFile,
+)
 
 
 def mismatches(manifest: Manifest) -> list[Finding]:
@@ -46,20 +55,36 @@ def mismatches(manifest: Manifest) -> list[Finding]:
         if reason:
             mismatch(f"file {file.path}", reason, "install the same version at the same path")
     for description in manifest.descriptions:
-        if isinstance(description, RegularFile):
-            path = description.file.path
-        elif isinstance(description, CharacterDevice):
-            path = description.path
-        else:
-            continue
-        if path.startswith("/proc/"):
-            continue  # of the process itself: there when it is
-        if not os.path.exists(path):
-            mismatch(f"file {path}", "is open in the snapshot and not here", "put it there")
+        for kind, path in _opened_by_path(description):
+            if path.startswith("/proc/"):
+                continue  # of the process itself: there when it is
+            try:
+                status = os.lstat(path) if kind == "path" else os.stat(path)
+            except OSError:
+                remedy = "make it (mkfifo)" if kind == "FIFO" else "put it there"
+                mismatch(f"{kind} {path}", "is open in the snapshot and not here", remedy)
+                continue
+            if kind == "FIFO" and not stat.S_ISFIFO(status.st_mode):
+                mismatch(f"FIFO {path}", "is something else here", "make it (mkfifo)")
     directory = manifest.processes[0].working_directory
     if not os.path.isdir(directory):
         mismatch(f"working directory {directory}", "is not there", "make it")
     return found
+
+
+def _opened_by_path(description: AnyDescription) -> list[tuple[str, str]]:
+    """What a description needs of the file system: kind and path."""
+    match description:
+        case RegularFile(file=file):
+            return [("file", file.path)]
+        case CharacterDevice(path=path):
+            return [("file", path)]
+        case FifoEnd(path=path):
+            return [("FIFO", path)]
+        case PathDescriptor(path=path):
+            return [("path", path)]
+        case _:
+            return []
 
 
 def _needed_of_shared(manifest: Manifest) -> dict[int, int]:

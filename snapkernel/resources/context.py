@@ -195,6 +195,15 @@ class Build:
         batch.call("close", fresh)
         return away
 
+    def number_of(self, index: int) -> int | None:
+        """A descriptor of description ``index`` in the first process that has it; ``None`` in all
+        other processes. For what is done once, when all descriptors are at their numbers."""
+        for process in self.manifest.processes:
+            for entry in process.descriptors:
+                if entry.description == index:
+                    return entry.number if process is self.process else None
+        return None
+
     def place(self, batch: Batch, away: Cell, index: int) -> int:
         """The same for a descriptor that is above the final numbers."""
         entries = self.entries[index]

@@ -18,7 +18,9 @@ from snapkernel.resources import (
     device,
     epoll,
     eventfd,
+    fifo,
     inet_socket,
+    path_descriptor,
     pipe,
     regular_file,
     signalfd,
@@ -30,9 +32,11 @@ from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
 KINDS: tuple[ModuleType, ...] = (
+    path_descriptor,
     regular_file,
     device,
     pipe,
+    fifo,
     eventfd,
     epoll,
     timerfd,

@@ -39,6 +39,7 @@ from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import Content, Mapping, Note, SharedMemory
+from snapkernel.resources import unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
 from snapkernel.resources.mapped_view import MappedSource, View, look
 
@@ -55,6 +56,7 @@ class SharedObject:
         index: into ``Manifest.shared_memory``.
         areas: mappings of it.
         link: where to open it, if the process has it open.
+        linkable: made with O_TMPFILE.
     """
 
     index: int
@@ -62,6 +64,7 @@ class SharedObject:
     name: str
     areas: list[procfs.Area] = field(default_factory=list)
     link: str = ""
+    linkable: bool = False
 
     @property
     def extent(self) -> int:
@@ -96,6 +99,7 @@ def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject |
         if kind is None:
             return None
         known = SharedObject(len(capture.objects), *kind)
+        known.linkable = unnamed_file.is_unnamed(path, inode)
         capture.objects[device, inode] = known
     return known
 
@@ -197,7 +201,13 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
             _tell_unseen(capture, known, view, size)
             content = capture.save(MappedSource(capture, view.pieces), view.runs())
         return SharedMemory(
-            kind=known.kind, name=known.name, size=size, seals=seals, mode=mode, content=content
+            kind=known.kind,
+            name=known.name,
+            size=size,
+            seals=seals,
+            mode=mode,
+            linkable=known.linkable,
+            content=content,
         )
     finally:
         if opened is not None:
@@ -316,6 +326,8 @@ def _with_descriptor(
         build.notes.append(Note(object=note, status="replaced", reason=reason))
         name = os.fsencode(record.name)[-_LONGEST_NAME:] + b"\0"
         make.call("memfd_create", name, MFD_CLOEXEC, store=fresh, note=note)
+    elif unnamed_file.can_be_had(build, record, note):
+        unnamed_file.make(make, record, fresh, note)
     else:
         path = _free_name(record.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL

@@ -20,6 +20,7 @@ from snapkernel.resources import (
     descriptors,
     file_locks,
     memory,
+    proc_file,
     process,
     signals,
     threads,
@@ -124,6 +125,7 @@ def steps(
         yield MakeThreads(threads.rebuild_threads(build))
     for thread in build.process.threads:
         yield OnThread(thread, threads.rebuild_thread(build, thread, build.architecture))
+    yield proc_file.rebuild(build)
     yield from timers.rebuild_timers(build)
     yield signals.rebuild_pending(build)
     yield process.rebuild_limits(build)
