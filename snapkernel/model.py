@@ -311,25 +311,44 @@ class PosixTimer(Record, frozen=True, kw_only=True):
 # --- descriptors -------------------------------------------------------------------------------
 
 
+OwnerKind = Literal["thread", "process", "group"]
+
+
+class FileOwner(Record, frozen=True, kw_only=True):
+    """Who is told, by a signal, that a file is ready (fcntl(2), F_SETOWN_EX).
+
+    Attributes:
+        kind: what ``id`` is: a tid, a pid or the number of a process group.
+        id: as the process sees it; 0 is nobody.
+        signal: ``F_SETSIG``; 0 is SIGIO.
+    """
+
+    kind: OwnerKind = "process"
+    id: Pid = 0
+    signal: Natural = 0
+
+
 class Description(Record, frozen=True, kw_only=True, tag_field="kind"):
     """Base of open file descriptions (open(2)).
 
     Attributes:
         flags: file status flags, without ``O_CLOEXEC``.
+        owner: who is told when it is ready.
     """
 
     flags: Natural = 0
+    owner: FileOwner | None = None
 
 
-LockKind = Literal["flock", "posix", "ofd"]
+LockKind = Literal["flock", "posix", "ofd", "lease"]
 
 
 class FileLock(Record, frozen=True, kw_only=True):
     """A lock on a file.
 
     Attributes:
-        kind: ``flock`` (flock(2), the whole file), ``posix`` (fcntl(2), F_SETLK, of the process)
-            or ``ofd`` (F_OFD_SETLK, of the description).
+        kind: ``flock`` (flock(2), the whole file), ``posix`` (fcntl(2), F_SETLK, of the process),
+            ``ofd`` (F_OFD_SETLK, of the description) or ``lease`` (F_SETLEASE, the whole file).
         write: exclusive, not shared.
         start: first byte.
         end: last byte; ``None`` is the end of the file, wherever that is.

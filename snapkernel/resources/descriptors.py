@@ -19,6 +19,7 @@ from snapkernel.resources import (
     epoll,
     eventfd,
     fifo,
+    file_owner,
     inet_socket,
     path_descriptor,
     pipe,
@@ -79,13 +80,13 @@ def capture(capture: Capture, table: Table) -> tuple[Descriptor, ...]:
 
 def _describe(capture: Capture, file: OpenFile, table: Table) -> AnyDescription | None:
     if stream.is_stream(capture, file, table):
-        return stream.capture(capture, file, table)
+        return file_owner.capture(capture, file, table, stream.capture(capture, file, table))
     for kind in KINDS:
         if kind.recognises(file):
             record: AnyDescription | None = kind.capture(capture, file, table)
             if file.field("lock") and record is not None and not hasattr(record, "locks"):
                 capture.refuse(file.subject, "is locked, which cannot be saved", "unlock it")
-            return record
+            return None if record is None else file_owner.capture(capture, file, table, record)
     reasons = (reason for name, reason in KNOWN_BY_NAME.items() if file.link.startswith(name))
     reason = next(reasons, "this kind of descriptor is unknown")
     capture.refuse(file.subject, reason, "close it before the snapshot")

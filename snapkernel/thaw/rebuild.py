@@ -19,6 +19,7 @@ from snapkernel.resources import (
     credentials,
     descriptors,
     file_locks,
+    file_owner,
     memory,
     proc_file,
     process,
@@ -125,6 +126,7 @@ def steps(
         yield MakeThreads(threads.rebuild_threads(build))
     for thread in build.process.threads:
         yield OnThread(thread, threads.rebuild_thread(build, thread, build.architecture))
+    yield file_owner.rebuild(build)
     yield proc_file.rebuild(build)
     yield from timers.rebuild_timers(build)
     yield signals.rebuild_pending(build)

@@ -4,12 +4,16 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import socket
 import struct
+import threading
 
-from protocol import call, expect, main, pattern, program, restored
+from protocol import Worker, call, expect, main, pattern, program, restored
 
 KEEP_SIZE, PUNCH_HOLE = 1, 2
+F_SETSIG, F_GETSIG, F_SETOWN_EX, F_GETOWN_EX = 10, 11, 15, 16
+F_OWNER_TID, F_OWNER_PID, F_OWNER_PGRP = 0, 1, 2
 AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
 
 
@@ -162,6 +166,73 @@ def shared_locks():
     expect("how many", [len(found) for found in before], [2, 2])
     yield
     expect("locks", [locks(first), locks(second)], before)
+
+
+@program
+def shared_lease():
+    """A lease for reading: a copy beside its original may have one, too (fcntl(2), F_SETLEASE)."""
+    open("leased", "w").close()
+    fd = os.open("leased", os.O_RDONLY)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    fcntl.fcntl(fd, F_SETSIG, signal.SIGRTMIN + 3)
+    owner = fcntl.fcntl(fd, F_GETOWN_EX, bytes(8))
+    yield
+    expect("lease", fcntl.fcntl(fd, fcntl.F_GETLEASE), fcntl.F_RDLCK)
+    expect("signal", fcntl.fcntl(fd, F_GETSIG), signal.SIGRTMIN + 3)
+    expect("owner", fcntl.fcntl(fd, F_GETOWN_EX, bytes(8)), owner)
+
+
+@program
+def owners():
+    """Who is told of data: the process, its group, one of its threads; and by which signal."""
+    numbers = [signal.SIGRTMIN + 4, signal.SIGRTMIN + 5, signal.SIGIO]
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    go = threading.Event()
+    worker = Worker(go.wait).blocked()
+    targets = [
+        (F_OWNER_PID, os.getpid()),
+        (F_OWNER_TID, worker.native_id),
+        (F_OWNER_PGRP, os.getpgrp()),
+    ]
+    pipes = [os.pipe() for _ in targets]
+    left, right = socket.socketpair()
+    owned = [reader for reader, _ in pipes]
+    for fd, owner, number in zip(owned, targets, [*numbers[:2], 0], strict=True):
+        fcntl.fcntl(fd, F_SETOWN_EX, struct.pack("ii", *owner))
+        fcntl.fcntl(fd, F_SETSIG, number)
+    for fd in (owned[0], owned[1]):
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    fcntl.fcntl(left, fcntl.F_SETOWN, os.getpid())
+    owned.append(left.fileno())
+
+    def state():
+        return [
+            (
+                fcntl.fcntl(fd, F_GETOWN_EX, bytes(8)),
+                fcntl.fcntl(fd, F_GETSIG),
+                fcntl.fcntl(fd, fcntl.F_GETFL),
+            )
+            for fd in owned
+        ]
+
+    before = state()
+    yield
+    expect("owners, signals, flags", state(), before)
+    expect("told before", signal.sigpending() & set(numbers), set())
+    os.write(pipes[0][1], b"x")
+    told = signal.sigtimedwait([numbers[0]], 30)
+    assert told is not None, "nobody was told of data in a pipe"
+    os.write(pipes[1][1], b"x")
+    with open(f"/proc/self/task/{worker.native_id}/status") as status:
+        pending = int(status.read().partition("SigPnd:")[2].split()[0], 16)
+    assert pending >> numbers[1] - 1 & 1, "the thread was not told of data in a pipe"
+    os.write(pipes[2][1], b"x")
+    right.send(b"x")
+    expect("told without O_ASYNC", signal.SIGIO in signal.sigpending(), False)
+    fcntl.fcntl(left, fcntl.F_SETFL, os.O_ASYNC)
+    right.send(b"x")
+    assert signal.sigtimedwait([signal.SIGIO], 30), "nobody was told of data in a socket"
+    go.set()
 
 
 @program

@@ -5,6 +5,7 @@ import fcntl
 import mmap
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -82,8 +83,16 @@ def lease():
     """fcntl(2), F_SETLEASE: we are told before somebody opens the file."""
     fd = os.open("leased", os.O_RDWR | os.O_CREAT)
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
     yield
     expect("lease", fcntl.fcntl(fd, fcntl.F_GETLEASE), fcntl.F_WRLCK)
+    try:
+        os.open("leased", os.O_RDONLY | os.O_NONBLOCK)
+    except BlockingIOError:
+        told = signal.sigtimedwait([signal.SIGIO], 30)
+        assert told is not None, "somebody opens the file and we are not told"
+    else:
+        raise AssertionError("somebody opens the file and does not wait for us")
 
 
 @program
