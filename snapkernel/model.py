@@ -192,6 +192,9 @@ class Vdso(Record, frozen=True, kw_only=True):
     parts: tuple[tuple[str, Natural, Natural], ...]
 
 
+FutureLocks = Literal["no", "at once", "on fault"]
+
+
 class AddressSpace(Record, frozen=True, kw_only=True):
     """The memory of a process.
 
@@ -435,6 +438,12 @@ class Stream(Description, frozen=True, kw_only=True, tag="stream"):
     was: str
 
 
+class PidDescriptor(Description, frozen=True, kw_only=True, tag="pidfd"):
+    """pidfd_open(2) of ``pid``, a process of the snapshot."""
+
+    pid: Pid
+
+
 class EventDescriptor(Description, frozen=True, kw_only=True, tag="eventfd"):
     """eventfd(2)."""
 
@@ -530,6 +539,7 @@ AnyDescription = (
     | PipeEnd
     | FifoEnd
     | Stream
+    | PidDescriptor
     | EventDescriptor
     | Epoll
     | TimerDescriptor
@@ -602,6 +612,7 @@ class Process(Record, frozen=True, kw_only=True):
         child_subreaper: ``PR_GET_CHILD_SUBREAPER``.
         oom_score_adj: proc(5).
         timer_slack_ns: ``PR_GET_TIMERSLACK``.
+        locks_future_memory: MCL_FUTURE of mlockall(2), without or with MCL_ONFAULT.
         stopped: signal of a group stop, 0 when running.
     """
 
@@ -628,6 +639,7 @@ class Process(Record, frozen=True, kw_only=True):
     thp_disabled: bool = False
     oom_score_adj: int = 0
     timer_slack_ns: Natural = 50_000
+    locks_future_memory: FutureLocks = "no"
     stopped: Natural = 0
 
 

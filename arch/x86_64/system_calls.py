@@ -61,6 +61,7 @@ SYSTEM_CALLS = {
     "sched_setscheduler": 144,
     "mlock": 149,
     "munlock": 150,
+    "mlockall": 151,
     "prctl": 157,
     "arch_prctl": 158,
     "sched_setaffinity": 203,
@@ -94,6 +95,7 @@ SYSTEM_CALLS = {
     "membarrier": 324,
     "mlock2": 325,
     "rseq": 334,
+    "pidfd_open": 434,
     "clone3": 435,
     "close_range": 436,
 }

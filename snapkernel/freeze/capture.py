@@ -252,6 +252,7 @@ def capture(
             child_subreaper=settings.child_subreaper,
             thp_disabled=settings.thp_disabled,
             timer_slack_ns=settings.timer_slack_ns,
+            locks_future_memory=settings.locks_future_memory,
             oom_score_adj=identity.oom_score_adj,
             stopped=target.stopped,
         ),

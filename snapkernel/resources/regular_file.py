@@ -30,7 +30,10 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> RegularFile | Obj
             capture, file.device, file.status.st_ino, file.link.removesuffix(" (deleted)")
         )
         if known is None:
-            capture.refuse(file.subject, "this kind of memory cannot be saved yet", "close it")
+            why = shared_memory.refusal(file.link)
+            capture.refuse(
+                file.subject, *(why or ("this kind of memory cannot be saved", "close it"))
+            )
             return None
         known.link = known.link or f"/proc/self/fd/{file.descriptor}"
         capture.saved(file.subject)

@@ -44,6 +44,8 @@ from snapkernel.resources.context import Build, Capture, Fill
 from snapkernel.resources.mapped_view import MappedSource, View, look
 
 SEAL_SEAL = 1
+NAMED_ANONYMOUS = "[anon_shmem:"
+"""How /proc names shared anonymous memory that prctl(2), PR_SET_VMA, gave a name (Linux 6.2)."""
 _LONGEST_NAME = 249  # memfd_create(2)
 WAYS_TO_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW | os.O_TMPFILE
 
@@ -80,13 +82,29 @@ class SharedObject:
         return f"{self.kind.replace('-', ' ')} {self.name}"
 
 
+_REFUSED = {
+    "/SYSV": (
+        "System V shared memory cannot be saved yet",
+        "detach it (shmdt) before the snapshot",
+    ),
+    "/[aio]": ("asynchronous I/O contexts cannot be saved", "end it (io_destroy)"),
+    "/secretmem": ("secret memory (memfd_secret) cannot be saved", "release it"),
+    "anon_inode:": ("is shared with the kernel, which cannot be saved", "unmap it"),
+}
+
+
+def refusal(path: str) -> tuple[str, str] | None:
+    """Reason and remedy, when /proc names a kind of memory that cannot be saved."""
+    return next((why for name, why in _REFUSED.items() if path.startswith(name)), None)
+
+
 def kind_of(path: str) -> tuple[str, str] | None:
     """Kind and name of an object from how /proc names it; ``None`` for a kind that is refused."""
-    if path == "/dev/zero":
+    if path == "/dev/zero" or path.startswith(NAMED_ANONYMOUS):
         return "anonymous", ""
     if path.startswith("/memfd:"):
         return "memfd", path.removeprefix("/memfd:")
-    if path.startswith("/SYSV"):
+    if refusal(path) is not None:
         return None
     return "deleted-file", path
 
@@ -106,6 +124,8 @@ def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject |
 
 def is_object(capture: Capture, area: procfs.Area) -> bool:
     """An area maps something that has no path. A file may also be *called* ``x (deleted)``."""
+    if area.inode and area.name.startswith(NAMED_ANONYMOUS):
+        return True
     if not area.inode or not area.name.endswith(" (deleted)"):
         return False
     if (area.device, area.inode) in capture.objects:
@@ -142,12 +162,7 @@ def object_of(capture: Capture, area: procfs.Area) -> int | None:
     """Index of the object that an area maps."""
     known = find(capture, area.device, area.inode, area.path)
     if known is None:
-        capture.refuse(
-            f"shared memory {area.path} at {area.start:#x}",
-            "System V shared memory cannot be saved yet",
-            "detach it (shmdt) before the snapshot",
-        )
-        return None
+        return None  # refused by its name
     if capture.target is not None and known.index >= len(capture.shared_memory):
         capture.refuse(known.subject, "was deleted while the snapshot was taken", "try again")
         return None

@@ -21,6 +21,7 @@ from snapkernel.resources import (
     file_locks,
     file_owner,
     memory,
+    memory_locks,
     proc_file,
     process,
     signals,
@@ -130,6 +131,7 @@ def steps(
     yield proc_file.rebuild(build)
     yield from timers.rebuild_timers(build)
     yield signals.rebuild_pending(build)
+    yield memory_locks.rebuild_future(build)
     yield process.rebuild_limits(build)
     for thread in build.process.threads:
         batch = credentials.rebuild(build, own_namespace=own_namespace, identity=identity)
