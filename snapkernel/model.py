@@ -481,6 +481,26 @@ class TimerDescriptor(Description, frozen=True, kw_only=True, tag="timerfd"):
     interval: Natural = 0
 
 
+class InotifyWatch(Record, frozen=True, kw_only=True):
+    """What inotify_add_watch(2) was told.
+
+    Attributes:
+        number: of the watch.
+        path: of the file or directory.
+        mask: ``IN_*`` bits.
+    """
+
+    number: Natural
+    path: str
+    mask: Natural
+
+
+class Inotify(Description, frozen=True, kw_only=True, tag="inotify"):
+    """inotify(7), without waiting events."""
+
+    watches: tuple[InotifyWatch, ...] = ()
+
+
 class SignalDescriptor(Description, frozen=True, kw_only=True, tag="signalfd"):
     """signalfd(2)."""
 
@@ -544,6 +564,7 @@ AnyDescription = (
     | Epoll
     | TimerDescriptor
     | SignalDescriptor
+    | Inotify
     | UnixSocket
     | TcpListener
     | ClosedSocket

@@ -76,6 +76,8 @@ SYSTEM_CALLS = {
     "epoll_ctl": 233,
     "tgkill": 234,
     "waitid": 247,
+    "inotify_add_watch": 254,
+    "inotify_rm_watch": 255,
     "openat": 257,
     "unlinkat": 263,
     "linkat": 265,

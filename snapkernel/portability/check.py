@@ -12,6 +12,7 @@ from snapkernel.model import (
     CharacterDevice,
     FifoEnd,
     FileIdentity,
+    Inotify,
     Manifest,
     PathDescriptor,
     RegularFile,
@@ -83,6 +84,8 @@ def _opened_by_path(description: AnyDescription) -> list[tuple[str, str]]:
             return [("FIFO", path)]
         case PathDescriptor(path=path):
             return [("path", path)]
+        case Inotify(watches=watches):
+            return [("path", watch.path) for watch in watches]
         case _:
             return []
 

@@ -21,6 +21,7 @@ from snapkernel.resources import (
     fifo,
     file_owner,
     inet_socket,
+    inotify,
     path_descriptor,
     pid_descriptor,
     pipe,
@@ -44,6 +45,7 @@ KINDS: tuple[ModuleType, ...] = (
     epoll,
     timerfd,
     signalfd,
+    inotify,
     unix_socket,
     inet_socket,
 )
@@ -52,8 +54,6 @@ OWNER = {record: kind for kind in (*KINDS, stream) for record in kind.RECORDS}
 # Kinds that exist and cannot be saved, by how /proc names them.
 KNOWN_BY_NAME = {
     "anon_inode:[io_uring]": "io_uring instances cannot be saved",
-    "anon_inode:inotify": "inotify instances cannot be saved yet",
-    "inotify": "inotify instances cannot be saved yet",
     "anon_inode:[fanotify]": "fanotify instances cannot be saved",
     "anon_inode:[userfaultfd]": "userfaultfd descriptors cannot be saved",
     "anon_inode:[perf_event]": "performance counters cannot be saved",

@@ -20,6 +20,7 @@ from snapkernel.resources import (
     descriptors,
     file_locks,
     file_owner,
+    inotify,
     memory,
     memory_locks,
     proc_file,
@@ -127,6 +128,7 @@ def steps(
         yield MakeThreads(threads.rebuild_threads(build))
     for thread in build.process.threads:
         yield OnThread(thread, threads.rebuild_thread(build, thread, build.architecture))
+    yield inotify.rebuild(build)
     yield file_owner.rebuild(build)
     yield proc_file.rebuild(build)
     yield from timers.rebuild_timers(build)

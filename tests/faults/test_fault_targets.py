@@ -116,7 +116,7 @@ def test_of_another_user(target: Conversation, tmp_path: Path) -> None:
     assert not os.path.exists(folder)
 
 
-@pytest.mark.parametrize("what", ["child_process", "io_uring", "inotify", "name_that_is_no_text"])
+@pytest.mark.parametrize("what", ["child_process", "io_uring", "name_that_is_no_text"])
 def test_objects_that_are_refused(what: str, tmp_path: Path, store: str, empty: Path) -> None:
     """Named by ``explain`` and by ``checkpoint``, before anything is touched."""
     with holding(what, tmp_path) as process:
@@ -138,6 +138,7 @@ def test_objects_that_are_refused(what: str, tmp_path: Path, store: str, empty: 
         "fifo",
         "file_lock",
         "huge_page",
+        "inotify",
         "lease",
         "namespace_of_its_own",
         "netlink",
