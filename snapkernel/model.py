@@ -122,6 +122,7 @@ class SharedMemory(Record, frozen=True, kw_only=True):
         size: bytes.
         seals: ``F_GET_SEALS`` of a memfd.
         mode: permission bits of a deleted file or memfd.
+        linkable: a deleted file that never had a name (O_TMPFILE), and may be given one.
         content: its bytes.
     """
 
@@ -130,6 +131,7 @@ class SharedMemory(Record, frozen=True, kw_only=True):
     size: Natural
     seals: Natural = 0
     mode: Natural = 0
+    linkable: bool = False
     content: Content = Content()
 
 
@@ -191,6 +193,9 @@ class Vdso(Record, frozen=True, kw_only=True):
     text_start: Natural
     text: bytes
     parts: tuple[tuple[str, Natural, Natural], ...]
+
+
+FutureLocks = Literal["no", "at once", "on fault"]
 
 
 class AddressSpace(Record, frozen=True, kw_only=True):
@@ -312,25 +317,44 @@ class PosixTimer(Record, frozen=True, kw_only=True):
 # --- descriptors -------------------------------------------------------------------------------
 
 
+OwnerKind = Literal["thread", "process", "group"]
+
+
+class FileOwner(Record, frozen=True, kw_only=True):
+    """Who is told, by a signal, that a file is ready (fcntl(2), F_SETOWN_EX).
+
+    Attributes:
+        kind: what ``id`` is: a tid, a pid or the number of a process group.
+        id: as the process sees it; 0 is nobody.
+        signal: ``F_SETSIG``; 0 is SIGIO.
+    """
+
+    kind: OwnerKind = "process"
+    id: Pid = 0
+    signal: Natural = 0
+
+
 class Description(Record, frozen=True, kw_only=True, tag_field="kind"):
     """Base of open file descriptions (open(2)).
 
     Attributes:
         flags: file status flags, without ``O_CLOEXEC``.
+        owner: who is told when it is ready.
     """
 
     flags: Natural = 0
+    owner: FileOwner | None = None
 
 
-LockKind = Literal["flock", "posix", "ofd"]
+LockKind = Literal["flock", "posix", "ofd", "lease"]
 
 
 class FileLock(Record, frozen=True, kw_only=True):
     """A lock on a file.
 
     Attributes:
-        kind: ``flock`` (flock(2), the whole file), ``posix`` (fcntl(2), F_SETLK, of the process)
-            or ``ofd`` (F_OFD_SETLK, of the description).
+        kind: ``flock`` (flock(2), the whole file), ``posix`` (fcntl(2), F_SETLK, of the process),
+            ``ofd`` (F_OFD_SETLK, of the description) or ``lease`` (F_SETLEASE, the whole file).
         write: exclusive, not shared.
         start: first byte.
         end: last byte; ``None`` is the end of the file, wherever that is.
@@ -348,15 +372,19 @@ class RegularFile(Description, frozen=True, kw_only=True, tag="file"):
     """A file or directory that is opened again by its path.
 
     Attributes:
-        position: file offset.
+        position: file offset; of a directory, a place that only its file system understands.
         file: what it was.
         directory: it is a directory.
+        inode: of a directory, to which the position belongs.
         locks: taken through this description.
     """
+
+    WORDS = ("inode",)
 
     position: Natural = 0
     file: FileIdentity
     directory: bool = False
+    inode: Word = 0
     locks: tuple[FileLock, ...] = ()
 
 
@@ -376,11 +404,31 @@ class CharacterDevice(Description, frozen=True, kw_only=True, tag="device"):
     device: Natural
 
 
+class PathDescriptor(Description, frozen=True, kw_only=True, tag="path"):
+    """A place in the file system that was not opened: O_PATH (open(2))."""
+
+    path: str
+
+
 class PipeEnd(Description, frozen=True, kw_only=True, tag="pipe"):
     """One end of ``Manifest.pipes[pipe]``."""
 
     pipe: Natural
     writable: bool
+
+
+class FifoEnd(Description, frozen=True, kw_only=True, tag="fifo"):
+    """One end of a FIFO (fifo(7)).
+
+    Attributes:
+        pipe: index into ``Manifest.pipes``.
+        path: where it stands.
+        unwritten: it is read from, and its first writer has not come yet.
+    """
+
+    pipe: Natural
+    path: str
+    unwritten: bool = False
 
 
 class Stream(Description, frozen=True, kw_only=True, tag="stream"):
@@ -393,6 +441,12 @@ class Stream(Description, frozen=True, kw_only=True, tag="stream"):
 
     stream: Annotated[int, msgspec.Meta(ge=0, le=2)]
     was: str
+
+
+class PidDescriptor(Description, frozen=True, kw_only=True, tag="pidfd"):
+    """pidfd_open(2) of ``pid``, a process of the snapshot."""
+
+    pid: Pid
 
 
 class EventDescriptor(Description, frozen=True, kw_only=True, tag="eventfd"):
@@ -430,6 +484,26 @@ class TimerDescriptor(Description, frozen=True, kw_only=True, tag="timerfd"):
     settime_flags: Natural = 0
     value: Natural = 0
     interval: Natural = 0
+
+
+class InotifyWatch(Record, frozen=True, kw_only=True):
+    """What inotify_add_watch(2) was told.
+
+    Attributes:
+        number: of the watch.
+        path: of the file or directory.
+        mask: ``IN_*`` bits.
+    """
+
+    number: Natural
+    path: str
+    mask: Natural
+
+
+class Inotify(Description, frozen=True, kw_only=True, tag="inotify"):
+    """inotify(7), without waiting events."""
+
+    watches: tuple[InotifyWatch, ...] = ()
 
 
 class SignalDescriptor(Description, frozen=True, kw_only=True, tag="signalfd"):
@@ -486,12 +560,16 @@ AnyDescription = (
     RegularFile
     | ObjectFile
     | CharacterDevice
+    | PathDescriptor
     | PipeEnd
+    | FifoEnd
     | Stream
+    | PidDescriptor
     | EventDescriptor
     | Epoll
     | TimerDescriptor
     | SignalDescriptor
+    | Inotify
     | UnixSocket
     | TcpListener
     | ClosedSocket
@@ -561,6 +639,7 @@ class Process(Record, frozen=True, kw_only=True):
         child_subreaper: ``PR_GET_CHILD_SUBREAPER``.
         oom_score_adj: proc(5).
         timer_slack_ns: ``PR_GET_TIMERSLACK``.
+        locks_future_memory: MCL_FUTURE of mlockall(2), without or with MCL_ONFAULT.
         stopped: signal of a group stop, 0 when running.
     """
 
@@ -588,6 +667,7 @@ class Process(Record, frozen=True, kw_only=True):
     thp_disabled: bool = False
     oom_score_adj: int = 0
     timer_slack_ns: Natural = 50_000
+    locks_future_memory: FutureLocks = "no"
     stopped: Natural = 0
 
 
@@ -718,7 +798,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         match description:
             case ObjectFile(object=number):
                 _index("shared object of a descriptor", number, self.shared_memory)
-            case PipeEnd(pipe=number):
+            case PipeEnd(pipe=number) | FifoEnd(pipe=number):
                 _index("pipe of a descriptor", number, self.pipes)
             case UnixSocket(peer=int(number)):
                 _index("peer of a socket", number, self.descriptions)

@@ -322,6 +322,7 @@ def _capture_one(part: Frozen) -> Process:
         child_subreaper=settings.child_subreaper,
         thp_disabled=settings.thp_disabled,
         timer_slack_ns=settings.timer_slack_ns,
+        locks_future_memory=settings.locks_future_memory,
         oom_score_adj=identity.oom_score_adj,
         stopped=target.stopped,
     )

@@ -7,7 +7,16 @@ import stat
 
 from snapkernel import arch, procfs
 from snapkernel.errors import CannotRestore, Finding
-from snapkernel.model import CharacterDevice, FileIdentity, Manifest, RegularFile
+from snapkernel.model import (
+    AnyDescription,
+    CharacterDevice,
+    FifoEnd,
+    FileIdentity,
+    Inotify,
+    Manifest,
+    PathDescriptor,
+    RegularFile,
+)
 from snapkernel.resources import device
 
 
@@ -48,18 +57,18 @@ def mismatches(manifest: Manifest) -> list[Finding]:
         if reason:
             mismatch(f"file {file.path}", reason, "install the same version at the same path")
     for description in manifest.descriptions:
-        if isinstance(description, RegularFile):
-            path = description.file.path
-        elif isinstance(description, CharacterDevice):
-            path = description.path
-        else:
-            continue
-        if path.startswith("/proc/"):
-            continue  # of the process itself: there when it is
-        if not os.path.exists(path):
-            mismatch(f"file {path}", "is open in the snapshot and not here", "put it there")
-        elif reason := _of_another_kind(description, path):
-            mismatch(f"file {path}", reason, "put the original back")
+        for kind, path in _opened_by_path(description):
+            if path.startswith("/proc/"):
+                continue  # of the process itself: there when it is
+            try:
+                status = os.lstat(path) if kind == "path" else os.stat(path)
+            except OSError:
+                remedy = "make it (mkfifo)" if kind == "FIFO" else "put it there"
+                mismatch(f"{kind} {path}", "is open in the snapshot and not here", remedy)
+                continue
+            if reason := _of_another_kind(description, status):
+                remedy = "make it (mkfifo)" if kind == "FIFO" else "put the original back"
+                mismatch(f"{kind} {path}", reason, remedy)
     if reason := _memory(manifest):
         mismatch("memory", reason, "restore on a host with more memory, or end other programs")
     directory = manifest.processes[0].working_directory
@@ -68,17 +77,21 @@ def mismatches(manifest: Manifest) -> list[Finding]:
     return found
 
 
-def _of_another_kind(description: RegularFile | CharacterDevice, path: str) -> str:
+def _of_another_kind(description: AnyDescription, status: os.stat_result) -> str:
     """Why not even to open what stands at a path: a pipe would let the restore wait, and opening
     some devices does something. Empty when it is of the right kind."""
-    status = os.stat(path)
-    if isinstance(description, CharacterDevice):
-        same = stat.S_ISCHR(status.st_mode) and status.st_rdev == description.device
-        stateless = description.device in device.STATELESS
-        return "" if same and stateless else "is another device here than in the snapshot"
-    if description.directory:
-        return "" if stat.S_ISDIR(status.st_mode) else "is no directory here"
-    return "" if stat.S_ISREG(status.st_mode) else "is no regular file here"
+    match description:
+        case CharacterDevice(device=number):
+            same = stat.S_ISCHR(status.st_mode) and status.st_rdev == number
+            stateless = number in device.STATELESS
+            return "" if same and stateless else "is another device here than in the snapshot"
+        case RegularFile(directory=True):
+            return "" if stat.S_ISDIR(status.st_mode) else "is no directory here"
+        case RegularFile():
+            return "" if stat.S_ISREG(status.st_mode) else "is no regular file here"
+        case FifoEnd():
+            return "" if stat.S_ISFIFO(status.st_mode) else "is something else here"
+    return ""
 
 
 def _memory(manifest: Manifest) -> str:
@@ -87,6 +100,23 @@ def _memory(manifest: Manifest) -> str:
     needed += sum(record.content.length for record in manifest.shared_memory)
     there = procfs.available_memory() + procfs.free_swap()
     return f"{needed} bytes are needed, {there} are free" if needed > there else ""
+
+
+def _opened_by_path(description: AnyDescription) -> list[tuple[str, str]]:
+    """What a description needs of the file system: kind and path."""
+    match description:
+        case RegularFile(file=file):
+            return [("file", file.path)]
+        case CharacterDevice(path=path):
+            return [("file", path)]
+        case FifoEnd(path=path):
+            return [("FIFO", path)]
+        case PathDescriptor(path=path):
+            return [("path", path)]
+        case Inotify(watches=watches):
+            return [("path", watch.path) for watch in watches]
+        case _:
+            return []
 
 
 def _needed_of_shared(manifest: Manifest) -> dict[int, int]:

@@ -224,6 +224,15 @@ class Build:
         batch.call("close", fresh)
         return away
 
+    def number_of(self, index: int) -> int | None:
+        """A descriptor of description ``index`` in the first process that has it; ``None`` in all
+        other processes. For what is done once, when all descriptors are at their numbers."""
+        for process in self.manifest.processes:
+            for entry in process.descriptors:
+                if entry.description == index:
+                    return entry.number if process is self.process else None
+        return None
+
     def place(self, batch: Batch, away: Cell, index: int) -> int:
         """The same as ``keep``, for a descriptor that was moved away."""
         return self.keep(batch, away, index)

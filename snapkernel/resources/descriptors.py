@@ -21,7 +21,12 @@ from snapkernel.resources import (
     device,
     epoll,
     eventfd,
+    fifo,
+    file_owner,
     inet_socket,
+    inotify,
+    path_descriptor,
+    pid_descriptor,
     pipe,
     regular_file,
     signalfd,
@@ -33,13 +38,17 @@ from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
 KINDS: tuple[ModuleType, ...] = (
+    path_descriptor,
     regular_file,
     device,
     pipe,
+    fifo,
+    pid_descriptor,
     eventfd,
     epoll,
     timerfd,
     signalfd,
+    inotify,
     unix_socket,
     inet_socket,
 )
@@ -48,14 +57,10 @@ OWNER = {record: kind for kind in (*KINDS, stream) for record in kind.RECORDS}
 # Kinds that exist and cannot be saved, by how /proc names them.
 KNOWN_BY_NAME = {
     "anon_inode:[io_uring]": "io_uring instances cannot be saved",
-    "anon_inode:inotify": "inotify instances cannot be saved yet",
-    "inotify": "inotify instances cannot be saved yet",
     "anon_inode:[fanotify]": "fanotify instances cannot be saved",
     "anon_inode:[userfaultfd]": "userfaultfd descriptors cannot be saved",
-    "anon_inode:[pidfd]": "pidfds cannot be saved yet",
     "anon_inode:[perf_event]": "performance counters cannot be saved",
     "anon_inode:bpf": "BPF objects cannot be saved",
-    "anon_inode:[aio]": "asynchronous I/O contexts cannot be saved",
     "socket": "sockets of this family or type cannot be saved yet",
     "/dev/nvidia": "GPU memory cannot be saved yet",
     "/dev/ptmx": "pseudo-terminals cannot be saved yet",
@@ -86,13 +91,13 @@ def _describe(capture: Capture, file: OpenFile, table: Table) -> AnyDescription 
 
 def _describe_by_kind(capture: Capture, file: OpenFile, table: Table) -> AnyDescription | None:
     if stream.is_stream(capture, file, table):
-        return stream.capture(capture, file, table)
+        return file_owner.capture(capture, file, table, stream.capture(capture, file, table))
     for kind in KINDS:
         if kind.recognises(file):
             record: AnyDescription | None = kind.capture(capture, file, table)
             if file.field("lock") and record is not None and not hasattr(record, "locks"):
                 capture.refuse(file.subject, "is locked, which cannot be saved", "unlock it")
-            return record
+            return None if record is None else file_owner.capture(capture, file, table, record)
     reasons = (reason for name, reason in KNOWN_BY_NAME.items() if file.link.startswith(name))
     reason = next(reasons, "this kind of descriptor is unknown")
     capture.refuse(file.subject, reason, "close it before the snapshot")

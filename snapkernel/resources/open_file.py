@@ -78,7 +78,8 @@ class OpenFile:
     @cached_property
     def family(self) -> int:
         """Address family of a socket, -1 for anything else."""
-        return int(self.socket.family) if stat.S_ISSOCK(self.status.st_mode) else -1
+        is_socket = stat.S_ISSOCK(self.status.st_mode) and not self.only_path
+        return int(self.socket.family) if is_socket else -1
 
     @property
     def position(self) -> int:
@@ -86,14 +87,19 @@ class OpenFile:
         return int(self.field("pos"))
 
     @property
+    def only_path(self) -> bool:
+        """Opened with O_PATH: it can neither be read nor written, nor asked for much."""
+        return bool(self.flags & os.O_PATH)
+
+    @property
     def readable(self) -> bool:
         """Opened for reading."""
-        return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+        return self.flags & (os.O_ACCMODE | os.O_PATH) in (os.O_RDONLY, os.O_RDWR)
 
     @property
     def writable(self) -> bool:
         """Opened for writing."""
-        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+        return self.flags & (os.O_ACCMODE | os.O_PATH) in (os.O_WRONLY, os.O_RDWR)
 
     @property
     def device(self) -> str:
@@ -119,6 +125,11 @@ class Table:
     files: list[OpenFile] = field(default_factory=list)
     entries: dict[int, list[tuple[int, int, bool]]] = field(default_factory=dict)
     similar: dict[tuple[str, int, int], list[OpenFile]] = field(default_factory=dict)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes, by their pids on this host."""
+        return tuple(self.entries)
 
     def by_number(self, pid: int, number: int) -> OpenFile | None:
         """What a descriptor of a process refers to."""

@@ -22,7 +22,8 @@ from snapkernel.constants import (
 )
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space, Words
-from snapkernel.model import MemoryLayout, Note, Zombie
+from snapkernel.model import FutureLocks, MemoryLayout, Note, Zombie
+from snapkernel.resources import memory_locks
 from snapkernel.resources.context import Build, Capture
 
 _UNLIMITED = (1 << 64) - 1
@@ -173,6 +174,7 @@ class Settings:
     child_subreaper: bool
     thp_disabled: bool
     timer_slack_ns: int
+    locks_future_memory: FutureLocks
 
 
 def capture_settings(agent: Agent) -> Settings:
@@ -183,12 +185,14 @@ def capture_settings(agent: Agent) -> Settings:
     batch.call("prctl", PR_GET_CHILD_SUBREAPER, subreaper)
     huge = batch.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, check=False)
     slack = batch.call("prctl", PR_GET_TIMERSLACK)
+    locks = memory_locks.Question(batch, agent)
     agent.run(batch)
     return Settings(
         dumpable=dumpable.result or 0,
         child_subreaper=any(subreaper.data),
         thp_disabled=huge.result == 1,
         timer_slack_ns=max(slack.result or 0, 0),
+        locks_future_memory=locks.answer(),
     )
 
 

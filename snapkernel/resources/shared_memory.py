@@ -38,10 +38,13 @@ from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import Content, Manifest, Mapping, Note, Process, SharedMemory
+from snapkernel.resources import unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
 from snapkernel.resources.mapped_view import MappedSource, View, look
 
 SEAL_SEAL = 1
+NAMED_ANONYMOUS = "[anon_shmem:"
+"""How /proc names shared anonymous memory that prctl(2), PR_SET_VMA, gave a name (Linux 6.2)."""
 _LONGEST_NAME = 249  # memfd_create(2)
 WAYS_TO_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW | os.O_TMPFILE
 
@@ -55,6 +58,7 @@ class SharedObject:
         holder: the first process that maps it.
         areas: mappings of it, in that process.
         link: where to open it, if the process has it open.
+        linkable: made with O_TMPFILE.
     """
 
     index: int
@@ -63,6 +67,7 @@ class SharedObject:
     holder: Capture | None = None
     areas: list[procfs.Area] = field(default_factory=list)
     link: str = ""
+    linkable: bool = False
 
     @property
     def extent(self) -> int:
@@ -78,13 +83,29 @@ class SharedObject:
         return f"{self.kind.replace('-', ' ')} {self.name}"
 
 
+_REFUSED = {
+    "/SYSV": (
+        "System V shared memory cannot be saved yet",
+        "detach it (shmdt) before the snapshot",
+    ),
+    "/[aio]": ("asynchronous I/O contexts cannot be saved", "end it (io_destroy)"),
+    "/secretmem": ("secret memory (memfd_secret) cannot be saved", "release it"),
+    "anon_inode:": ("is shared with the kernel, which cannot be saved", "unmap it"),
+}
+
+
+def refusal(path: str) -> tuple[str, str] | None:
+    """Reason and remedy, when /proc names a kind of memory that cannot be saved."""
+    return next((why for name, why in _REFUSED.items() if path.startswith(name)), None)
+
+
 def kind_of(path: str) -> tuple[str, str] | None:
     """Kind and name of an object from how /proc names it; ``None`` for a kind that is refused."""
-    if path == "/dev/zero":
+    if path == "/dev/zero" or path.startswith(NAMED_ANONYMOUS):
         return "anonymous", ""
     if path.startswith("/memfd:"):
         return "memfd", path.removeprefix("/memfd:")
-    if path.startswith("/SYSV"):
+    if refusal(path) is not None:
         return None
     return "deleted-file", path
 
@@ -97,12 +118,15 @@ def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject |
         if kind is None:
             return None
         known = SharedObject(len(capture.objects), *kind)
+        known.linkable = unnamed_file.is_unnamed(path, inode)
         capture.objects[device, inode] = known
     return known
 
 
 def is_object(capture: Capture, area: procfs.Area) -> bool:
     """An area maps something that has no path. A file may also be *called* ``x (deleted)``."""
+    if area.inode and area.name.startswith(NAMED_ANONYMOUS):
+        return True
     if not area.inode or not area.name.endswith(" (deleted)"):
         return False
     if (area.device, area.inode) in capture.objects:
@@ -141,12 +165,7 @@ def object_of(capture: Capture, area: procfs.Area) -> int | None:
     """Index of the object that an area maps."""
     known = find(capture, area.device, area.inode, area.path)
     if known is None:
-        capture.refuse(
-            f"shared memory {area.path} at {area.start:#x}",
-            "System V shared memory cannot be saved yet",
-            "detach it (shmdt) before the snapshot",
-        )
-        return None
+        return None  # refused by its name
     if capture.target is not None and known.index >= len(capture.shared_memory):
         capture.refuse(known.subject, "was deleted while the snapshot was taken", "try again")
         return None
@@ -200,7 +219,13 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
             _tell_unseen(capture, known, view, size)
             content = capture.save(MappedSource(capture, view.pieces), view.runs())
         return SharedMemory(
-            kind=known.kind, name=known.name, size=size, seals=seals, mode=mode, content=content
+            kind=known.kind,
+            name=known.name,
+            size=size,
+            seals=seals,
+            mode=mode,
+            linkable=known.linkable,
+            content=content,
         )
     finally:
         if opened is not None:
@@ -313,6 +338,8 @@ def _with_descriptor(
         build.notes.append(Note(object=note, status="replaced", reason=reason))
         name = os.fsencode(record.name)[-_LONGEST_NAME:] + b"\0"
         make.call("memfd_create", name, MFD_CLOEXEC, store=fresh, note=note)
+    elif unnamed_file.can_be_had(build, record, note):
+        unnamed_file.make(make, record, fresh, note)
     else:
         path = _free_name(record.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL

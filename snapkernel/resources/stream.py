@@ -25,6 +25,8 @@ RECORDS = (Stream,)
 def is_stream(capture: Capture, file: OpenFile, table: Table) -> bool:
     """Comes back as a new stream."""
     mode = file.status.st_mode
+    if file.only_path:
+        return False
     if stat.S_ISCHR(mode):
         masters = any(_is_master(other) for other in table.files)
         return os.isatty(file.descriptor) and not _is_master(file) and not masters

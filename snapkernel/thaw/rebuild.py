@@ -21,7 +21,11 @@ from snapkernel.resources import (
     descriptors,
     family,
     file_locks,
+    file_owner,
+    inotify,
     memory,
+    memory_locks,
+    proc_file,
     process,
     shared_memory,
     signals,
@@ -150,8 +154,12 @@ def _rest(build: Build, own_namespace: bool, identity: bool) -> Iterator[Step]:
         yield MakeThreads(threads.rebuild_threads(build))
     for thread in build.process.threads:
         yield OnThread(thread, threads.rebuild_thread(build, thread, build.architecture))
+    yield inotify.rebuild(build)
+    yield file_owner.rebuild(build)
+    yield proc_file.rebuild(build)
     yield from timers.rebuild_timers(build)
     yield signals.rebuild_pending(build)
+    yield memory_locks.rebuild_future(build)
     yield process.rebuild_limits(build)
     for thread in build.process.threads:
         batch = credentials.rebuild(build, own_namespace=own_namespace, identity=identity)
