@@ -47,13 +47,19 @@ def capture(capture: Capture, file: OpenFile) -> tuple[FileLock, ...]:
         if state.startswith("BREAK"):
             capture.refuse(file.subject, "has a lease that somebody waits for", "give it up")
             continue
+        owner = 0
+        if kind == "POSIX":
+            try:
+                owner = procfs.inner_tid(pid, pid)
+            except FileNotFoundError:
+                continue  # of somebody who is gone by now
         locks.append(
             FileLock(
                 kind=_KINDS[kind],
                 write=access == "WRITE",
                 start=int(start),
                 end=None if end == "EOF" else int(end),
-                owner=procfs.inner_tid(pid, pid) if kind == "POSIX" else 0,
+                owner=owner,
             )
         )
     return tuple(locks)

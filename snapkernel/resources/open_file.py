@@ -196,17 +196,18 @@ def _add(table: Table, pid: int, handle: int, number: int) -> None:
     if same.pid == pid:
         same.numbers.append(number)
     if "lock:" in info:
-        _note_locks(same, pid, info)
+        note_locks(same, pid, info)
     table.entries[pid].append((number, same.index, bool(flags & os.O_CLOEXEC)))
 
 
-def _note_locks(file: OpenFile, pid: int, info: str) -> None:
+def note_locks(file: OpenFile, pid: int, info: str) -> None:
     """fdinfo lists what was locked through the description, and what the process has locked."""
     seen = {line for _, line in file.locks}
     for line in info.splitlines():
         if line.startswith("lock:") and line not in seen:
-            owner = int(line.split()[5])
-            file.locks.append((owner if owner > 0 else pid, line))
+            words = line.split()
+            owner = int(words[5]) if len(words) > 5 and words[5].isdecimal() else pid
+            file.locks.append((owner, line))
 
 
 def _find(pid: int, ordered: list[OpenFile], number: int) -> tuple[int, OpenFile | None]:

@@ -28,7 +28,7 @@ from snapkernel import procfs
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.resources import credentials, descriptors, timers
 from snapkernel.resources.context import Capture
-from snapkernel.resources.open_file import OpenFile, Table
+from snapkernel.resources.open_file import OpenFile, Table, note_locks
 
 SELF = Path("/proc/self")
 
@@ -200,10 +200,13 @@ def described(link: str, info: str, mode: int = 0) -> None:
     inode = os.stat(__file__).st_ino if link == __file__ else 99
     status = SimpleNamespace(st_mode=mode, st_ino=inode, st_dev=1, st_nlink=1, st_rdev=0, st_size=9)
     status.st_mtime_ns = 1
-    file = OpenFile(0, os.getpid(), [3], link, info, status, -1)  # type: ignore[arg-type]
     capture = Capture(os.getpid())
-    found = descriptors.capture(capture, Table(os.getpid(), [file], [(3, 0, False)]))
-    assert len(found) == 1
+    with open(os.devnull) as opened:
+        descriptor = opened.fileno()
+        file = OpenFile(0, os.getpid(), [3], link, info, status, descriptor)  # type: ignore[arg-type]
+        note_locks(file, os.getpid(), info)
+        found = descriptors.capture(capture, Table([file], {os.getpid(): [(3, 0, False)]}))
+    assert len(found[os.getpid()]) == 1
     assert capture.descriptions or capture.findings
 
 

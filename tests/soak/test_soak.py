@@ -22,7 +22,7 @@ from snapkernel.store import Store
 
 GENERATIONS = int(os.environ.get("SNAPKERNEL_SOAK", "15"))
 SETTLED = 3
-"""Generations after which nothing grows any more: buffers of the program, and of ours, are there."""
+"""Generations after which nothing grows any more: the buffers of the program and ours are there."""
 SLACK = 1.25
 """Memory of the process may vary by so much: its heap is where malloc(3) finds a place."""
 
