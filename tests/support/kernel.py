@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds after which a kernel that does not answer counts as hanging."""
 
-NOT_UNIQUE = re.compile(r"ERROR! Session/line number was not unique.*?(new session \d+\n|$)", re.S)
+NOT_UNIQUE = re.compile(
+    r"ERROR! Session/line number was not unique in ?"
+    r"|database\. History logging moved to new session ?(\d+\n?)?"
+)
 """What IPython says, in parts, when two copies of a kernel write into one history, each its
 line 7. It begins a new session then, and all is well."""
 
