@@ -22,12 +22,17 @@ from snapkernel.model import (
     Pipe,
     Process,
     SharedMemory,
+    UnixQueue,
 )
 
 if TYPE_CHECKING:
     from snapkernel.freeze.agent import Agent
     from snapkernel.freeze.target import Target
     from snapkernel.resources.shared_memory import SharedObject
+
+
+_HELD = 64
+"""Room above the final numbers for descriptors that are on the move."""
 
 
 class Saver(Protocol):
@@ -68,6 +73,7 @@ class Capture:
         self.descriptions: list[AnyDescription] = []
         self.pipes: list[Pipe] = []
         self.pipe_index: dict[str, int] = {}
+        self.queues: dict[int, UnixQueue] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
         self.shared_memory: tuple[SharedMemory, ...] = ()
         self.files: list[FileIdentity] = []
@@ -167,6 +173,9 @@ class Build:
         stream_cells: descriptor of each inherited stream.
         object_cells: descriptor of each memfd and deleted file.
         ports: old to new TCP ports.
+        names: ``struct sockaddr`` that each bound socket has got.
+        routes: the listener that each unix socket connects to, by description.
+        far_ends: the other ends of unix sockets whose peer is gone, until all is sent from them.
         notes: what the user should know.
     """
 
@@ -181,7 +190,17 @@ class Build:
     stream_cells: dict[int, Cell] = field(default_factory=dict)
     object_cells: dict[int, Cell] = field(default_factory=dict)
     ports: dict[int, int] = field(default_factory=dict)
+    names: dict[int, bytes] = field(default_factory=dict)
+    routes: dict[int, int] = field(default_factory=dict)
+    far_ends: dict[int, Cell] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+
+    def note_lost(self, batch: Batch) -> None:
+        """Note what of a batch's optional calls has failed."""
+        for call in batch.calls:
+            if call.optional and call.result is not None and -4096 < call.result < 0:
+                reason = os.strerror(-call.result)
+                self.notes.append(Note(object=call.optional, status="lost", reason=reason))
 
     def keep(self, batch: Batch, fresh: Cell, index: int) -> int:
         """Give a new descriptor all numbers that the process had for description ``index``; the
@@ -196,7 +215,13 @@ class Build:
         return away
 
     def place(self, batch: Batch, away: Cell, index: int) -> int:
-        """The same for a descriptor that is above the final numbers."""
+        """The same for a descriptor that is above the final numbers. One that the process has no
+        number for, as it is on its way to be received, is held until all is done."""
+        if index not in self.entries:
+            number = self.numbers[index] = self.high + _HELD + index
+            batch.call("dup3", away, number, os.O_CLOEXEC, note="descriptor on its way")
+            batch.call("close", away)
+            return number
         entries = self.entries[index]
         for entry in entries:
             flags = os.O_CLOEXEC if entry.close_on_exec else 0

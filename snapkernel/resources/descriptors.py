@@ -22,8 +22,11 @@ from snapkernel.resources import (
     pipe,
     regular_file,
     signalfd,
+    sockets,
     stream,
     timerfd,
+    unix_datagram,
+    unix_listener,
     unix_socket,
 )
 from snapkernel.resources.context import Build, Capture
@@ -37,6 +40,8 @@ KINDS: tuple[ModuleType, ...] = (
     epoll,
     timerfd,
     signalfd,
+    unix_listener,
+    unix_datagram,
     unix_socket,
     inet_socket,
 )
@@ -63,6 +68,7 @@ KNOWN_BY_NAME = {
 
 def capture(capture: Capture, table: Table) -> tuple[Descriptor, ...]:
     """All descriptions (into the capture) and the table of this process."""
+    sockets.collect(capture, table)
     for file in table.files:
         record = _describe(capture, file, table)
         if record is not None:

@@ -62,7 +62,9 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> Epoll:
 def _watched(file: OpenFile, table: Table, number: int, offset: int) -> OpenFile | None:
     likely = table.by_number(number)
     for candidate in ([likely] if likely else []) + table.files:
-        result = lib.sk_kcmp_epoll(file.pid, candidate.numbers[0], file.numbers[0], number, offset)
+        result = lib.sk_kcmp_epoll(
+            candidate.pid, candidate.numbers[0], file.pid, file.numbers[0], number, offset
+        )
         if result == 0:
             return candidate
     return None

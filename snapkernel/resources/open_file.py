@@ -165,7 +165,7 @@ def _add(table: Table, handle: int, number: int) -> None:
     flags = int(info.partition("flags:")[2].split(None, 1)[0], 8)
     status = os.fstat(descriptor)
     similar = table.similar.setdefault((link, status.st_ino, flags & ~os.O_CLOEXEC), [])
-    position, same = _find(pid, similar, number)
+    position, same = find_same(pid, similar, number)
     if same is None:
         same = OpenFile(len(table.files), pid, [], link, info, status, descriptor)
         table.files.append(same)
@@ -176,13 +176,13 @@ def _add(table: Table, handle: int, number: int) -> None:
     table.entries.append((number, same.index, bool(flags & os.O_CLOEXEC)))
 
 
-def _find(pid: int, ordered: list[OpenFile], number: int) -> tuple[int, OpenFile | None]:
+def find_same(pid: int, ordered: list[OpenFile], number: int) -> tuple[int, OpenFile | None]:
     """Where a descriptor's description is, or belongs, among similar ones: kcmp(2) answers 0 for
     the same, 1 for less and 2 for greater, in an order of its own."""
     low, high = 0, len(ordered)
     while low < high:
         middle = (low + high) // 2
-        order = lib.sk_kcmp_file(pid, number, ordered[middle].numbers[0])
+        order = lib.sk_kcmp_file(pid, number, ordered[middle].pid, ordered[middle].numbers[0])
         if order == 0:
             return middle, ordered[middle]
         if order < 0:

@@ -77,7 +77,7 @@ def _buffers(end: socket.socket) -> Iterator[Option]:
             yield socket.SOL_SOCKET, option, struct.pack("=i", size)
 
 
-def rebuild(batch: Batch, cell: Cell, options: tuple[Option, ...], note: str) -> None:
+def rebuild(batch: Batch, cell: Cell | int, options: tuple[Option, ...], note: str) -> None:
     """Set them again."""
     for level, option, value in options:
         batch.call("setsockopt", cell, level, option, value, len(value), check=False, note=note)

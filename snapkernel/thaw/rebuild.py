@@ -22,6 +22,7 @@ from snapkernel.resources import (
     memory,
     process,
     signals,
+    sockets,
     threads,
     timers,
     vdso,
@@ -70,7 +71,7 @@ class FillAll:
     fill: Fill
 
 
-Step = Batch | Fill | FillAll | OnThread | MakeThreads | Listen | Write
+Step = Batch | Fill | FillAll | OnThread | MakeThreads | Listen | sockets.Step | Write
 
 
 def occupied(build: Build) -> list[tuple[int, int]]:
@@ -85,6 +86,7 @@ def occupied(build: Build) -> list[tuple[int, int]]:
 def prepare(build: Build, agent: int) -> None:
     """Choose numbers and addresses, with the agent at ``agent``."""
     build.high = descriptors.first_high(build)
+    sockets.prepare(build)
     for entry in build.process.descriptors:
         build.entries.setdefault(entry.description, []).append(entry)
     largest = max((record.size for record in build.manifest.shared_memory), default=0)
@@ -118,6 +120,7 @@ def steps(
     yield descriptors.rebuild_create(build)
     for index, listener in descriptors.listeners(build):
         yield Listen(index, listener)
+    yield from sockets.steps(build)
     yield descriptors.rebuild_connect(build)
     yield file_locks.rebuild(build)
     if len(build.process.threads) > 1:
@@ -173,5 +176,7 @@ def lines(step: Step) -> Iterator[str]:
     elif isinstance(step, Listen):
         where = f"{step.listener.address} port {step.listener.port}"
         yield f"-- listen on {where}, or another port if it is taken"
+    elif isinstance(step, sockets.Step):
+        yield from step.lines()
     else:
         yield f"-- write {len(step.data)} bytes at {step.address:#x}: {step.what}"

@@ -29,9 +29,9 @@ from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.checkpoint import Progress, Snapshot
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
-from snapkernel.model import Content, Manifest, Note
+from snapkernel.model import Content, Manifest
 from snapkernel.portability import check
-from snapkernel.resources import descriptors, vdso
+from snapkernel.resources import descriptors, sockets, vdso
 from snapkernel.resources.context import Build, Fill
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
@@ -359,16 +359,15 @@ class _Thaw:
             self._make_threads(step.batch)
         elif isinstance(step, rebuild.Listen):
             self._listen(build, step)
+        elif isinstance(step, sockets.Step):
+            step.run(build, self.agent)
         else:
             self.target.memory.write(step.address, step.data)
 
     def _run(self, build: Build, batch: Batch, tid: int) -> None:
         """Run a batch, and note what of its optional calls has failed."""
         self.agent.run(batch, tid)
-        for call in batch.calls:
-            if call.optional and call.result is not None and -4096 < call.result < 0:
-                reason = os.strerror(-call.result)
-                build.notes.append(Note(object=call.optional, status="lost", reason=reason))
+        build.note_lost(batch)
 
     def _fill_all(self, content: Content) -> None:
         total, done = content.length, 0
