@@ -15,11 +15,13 @@ from snapkernel.constants import F_DUPFD_CLOEXEC
 from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.model import AnyDescription, Descriptor, Epoll, TcpListener
 from snapkernel.resources import (
+    bound_socket,
     device,
     epoll,
     eventfd,
     inet_socket,
     pipe,
+    refused_socket,
     regular_file,
     signalfd,
     sockets,
@@ -43,7 +45,9 @@ KINDS: tuple[ModuleType, ...] = (
     unix_listener,
     unix_datagram,
     unix_socket,
+    bound_socket,
     inet_socket,
+    refused_socket,
 )
 OWNER = {record: kind for kind in (*KINDS, stream) for record in kind.RECORDS}
 
@@ -58,7 +62,6 @@ KNOWN_BY_NAME = {
     "anon_inode:[perf_event]": "performance counters cannot be saved",
     "anon_inode:bpf": "BPF objects cannot be saved",
     "anon_inode:[aio]": "asynchronous I/O contexts cannot be saved",
-    "socket": "sockets of this family or type cannot be saved yet",
     "/dev/nvidia": "GPU memory cannot be saved yet",
     "/dev/ptmx": "pseudo-terminals cannot be saved yet",
     "/dev/pts/": "pseudo-terminals cannot be saved yet",

@@ -7,13 +7,15 @@ connections, and what is queued, which may hold descriptors of anything.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import Batch
-from snapkernel.model import UnixDatagram, UnixListener, UnixName, UnixSocket
+from snapkernel.model import InetSocket, UnixDatagram, UnixListener, UnixName, UnixSocket
 from snapkernel.resources import (
+    bound_socket,
     socket_options,
     unix_datagram,
     unix_listener,
@@ -27,6 +29,9 @@ from snapkernel.resources.open_file import OpenFile, Table
 
 def collect(capture: Capture, table: Table) -> None:
     """Before anything is described: what is on its way in sockets belongs to the table."""
+    for file in table.files:
+        if stat.S_ISSOCK(file.status.st_mode):
+            socket_options.refuse_filter(capture, file)
     unix_queue.collect(capture, table, _is_saved)
 
 
@@ -54,6 +59,22 @@ class BindUnix:
 
 
 @dataclass(frozen=True)
+class BindInet:
+    """A UDP or TCP socket takes its port or, where that is taken, another."""
+
+    index: int
+    record: InetSocket
+
+    def run(self, build: Build, agent: Agent) -> None:
+        """Raises BatchFailed."""
+        bound_socket.take(build, agent, self.index, self.record)
+
+    def lines(self) -> Iterator[str]:
+        """The step in words."""
+        return bound_socket.lines(self.record)
+
+
+@dataclass(frozen=True)
 class Connect:
     """Everything that goes by the names that were taken."""
 
@@ -74,7 +95,7 @@ class Connect:
         yield from batch.lines()
 
 
-Step = BindUnix | Connect
+Step = BindUnix | BindInet | Connect
 
 
 def prepare(build: Build) -> None:
@@ -85,6 +106,9 @@ def prepare(build: Build) -> None:
 def steps(build: Build) -> Iterator[Step]:
     """After all descriptions were made."""
     yield from names(build)
+    for index, record in enumerate(build.manifest.descriptions):
+        if isinstance(record, InetSocket) and record.port:
+            yield BindInet(index, record)
     yield Connect(build)
 
 
@@ -132,4 +156,6 @@ def _connections(build: Build) -> Batch:
             unix_datagram.finish(build, batch, record, index)
         elif isinstance(record, UnixListener):
             unix_listener.finish(build, batch, record, index)
+        elif isinstance(record, InetSocket):
+            bound_socket.finish(build, batch, record, index)
     return batch
