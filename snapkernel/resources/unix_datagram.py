@@ -2,8 +2,9 @@
 
 Being connected is one-sided: many may send to one. A message is sent again by the socket that has
 its sender's name, where that is in the snapshot. A connection to a socket outside that has a name,
-such as /dev/log, is made again. A connected socket takes messages of its peer alone, so what others
-had sent before comes first (af_unix.c, unix_may_send).
+such as /dev/log, is made again, unless the name is relative to a directory that nobody knows. A
+connected socket takes messages of its peer alone, so what others had sent before comes first
+(af_unix.c, unix_may_send).
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> UnixDatagram | Cl
             "close it before the snapshot",
         )
         return None
+    if not inside and peer_name and peer_name[:1] not in (b"/", b"\0"):
+        reason = f"its peer is outside, and bound to the relative path {unix_name.text(peer_name)}"
+        capture.report(file.subject, "closed", reason)
+        peer_name = b""
     queue = unix_queue.describe(capture, file)
     senders = {m.sender for m in queue if isinstance(m, UnixMessage) and m.sender}
     for strange in sorted(senders - _names(table)):
@@ -63,7 +68,7 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> UnixDatagram | Cl
     capture.saved(file.subject)
     return UnixDatagram(
         flags=file.flags,
-        connected=state.peer is not None,
+        connected=bool(inside or peer_name) or state.peer == 0,
         peer=inside[0].index if inside else None,
         peer_name=peer_name if state.peer and not inside else b"",
         name=name,
