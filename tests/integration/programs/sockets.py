@@ -158,7 +158,7 @@ sys.stdin.read()"""
     os.wait()
     os.close(first[0])
     os.close(second[1])
-    expect("told", os.read(second[0], 100), b"connected\n")
+    expect("told", os.read(second[0], 9), b"connected")
     os.close(second[0])
     yield
     for server in (tcp, unix):
