@@ -776,6 +776,7 @@ class Manifest(Record, frozen=True, kw_only=True):
             raise ValueError("it has no process")
         for description in self.descriptions:
             self._check_description(description)
+        self._check_sockets()
         for process in self.processes:
             what = f"process {process.pid}"
             _index(f"{what}: executable", process.file, self.files)
@@ -794,19 +795,40 @@ class Manifest(Record, frozen=True, kw_only=True):
             case UnixSocket() | UnixDatagram():
                 if description.peer is not None:
                     _index("peer of a socket", description.peer, self.descriptions)
-                    if type(self.descriptions[description.peer]) is not type(description):
-                        raise ValueError("the peer of a socket is something else")
                 for message in description.queue:
                     for number in message.rights if isinstance(message, UnixMessage) else ():
                         _index("descriptor on its way", number, self.descriptions)
             case UnixListener(pending=pending):
                 for number in pending:
                     _index("pending connection", number, self.descriptions)
-                    if not isinstance(self.descriptions[number], UnixSocket):
-                        raise ValueError("a pending connection is something else")
             case Epoll(targets=targets):
                 for target in targets:
                     _index("watched by epoll", target.description, self.descriptions)
+
+    def _check_sockets(self) -> None:
+        waiting: set[int] = set()
+        for index, record in enumerate(self.descriptions):
+            match record:
+                case UnixSocket(peer=int(number)):
+                    peer = self.descriptions[number]
+                    if not isinstance(peer, UnixSocket) or peer.peer != index:
+                        raise ValueError("the peer of a socket has another peer")
+                    if record.accepted and peer.accepted:
+                        raise ValueError("both ends of a connection were accepted")
+                case UnixDatagram(peer=int(number)):
+                    other = self.descriptions[number]
+                    if not isinstance(other, UnixDatagram) or (
+                        other.name is None and other.peer != index
+                    ):
+                        raise ValueError("the peer of a socket cannot be connected to")
+                case UnixListener(pending=pending):
+                    for number in pending:
+                        client = self.descriptions[number]
+                        if number in waiting or not isinstance(client, UnixSocket):
+                            raise ValueError("a pending connection is something else")
+                        if client.accepted or client.peer is not None or client.queue:
+                            raise ValueError("a pending connection was accepted")
+                        waiting.add(number)
 
     def _check_memory(self, what: str, memory: AddressSpace) -> None:
         end = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 
 from snapkernel import procfs
@@ -137,8 +138,7 @@ def _wanted(end: socket.socket) -> Iterator[tuple[int, int]]:
     inet = end.family in (socket.AF_INET, socket.AF_INET6)
     if inet and end.type & 15 == socket.SOCK_STREAM:
         yield from _OF_TCP
-        if not _has_peer(end):
-            yield from _OF_TCP_WITHOUT_PEER
+        yield from _OF_TCP_WITHOUT_PEER
     elif inet:
         yield from _OF_DATAGRAMS
     if inet:
@@ -157,26 +157,29 @@ def _has_peer(end: socket.socket) -> bool:
 
 
 @cache
-def _defaults(family: int, kind: int, protocol: int) -> frozenset[Option]:
+def _defaults(family: int, kind: int, protocol: int) -> dict[tuple[int, int], bytes]:
+    """The options that a new socket has, in the order of setting them."""
+    found = {}
     with socket.socket(family, kind, protocol) as fresh:
-        return frozenset(_read(fresh))
-
-
-def _read(end: socket.socket) -> list[Option]:
-    found = []
-    for level, option in _wanted(end):
-        try:
-            found.append((level, option, end.getsockopt(level, option, _LONGEST)))
-        except OSError:
-            continue  # not of this kind of socket, or of a newer kernel
+        for level, option in _wanted(fresh):
+            # Some are of other kinds of sockets, or of a newer kernel.
+            with suppress(OSError):
+                found[level, option] = fresh.getsockopt(level, option, _LONGEST)
     return found
 
 
 def capture(end: socket.socket) -> tuple[Option, ...]:
     """The options that differ from those of a new socket."""
-    defaults = _defaults(int(end.family), int(end.type) & 15, end.proto)
-    found = [option for option in _read(end) if option not in defaults]
-    return (*_buffers(end), *found)
+    found = [*_buffers(end)]
+    has_peer = _has_peer(end)
+    for key, default in _defaults(int(end.family), int(end.type) & 15, end.proto).items():
+        if has_peer and key in _OF_TCP_WITHOUT_PEER:
+            continue
+        with suppress(OSError):  # not in the state that it is in
+            value = end.getsockopt(*key, _LONGEST)
+            if value != default:
+                found.append((*key, value))
+    return tuple(found)
 
 
 def _buffers(end: socket.socket) -> Iterator[Option]:

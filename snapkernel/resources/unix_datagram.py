@@ -61,7 +61,7 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> UnixDatagram | Cl
         peer_name = b""
     queue = unix_queue.describe(capture, file)
     senders = {m.sender for m in queue if isinstance(m, UnixMessage) and m.sender}
-    for strange in sorted(senders - _names(table)):
+    for strange in sorted(senders - _names(table)) if senders else ():
         shown = unix_name.text(strange)
         reason = f"a message in it from {shown} loses its sender's name, as that socket is outside"
         capture.report(file.subject, "replaced", reason)

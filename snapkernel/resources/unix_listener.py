@@ -38,7 +38,8 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> UnixListener | No
     subject = f"{file.subject}, listening at {unix_name.text(name.name)}"
     capture.saved(subject)
     if not name.file and not name.name.startswith(b"\0"):
-        capture.report(subject, "replaced", "its file is gone, so nobody can connect to it")
+        reason = "no file leads to it from the working directory, so nobody can connect to it"
+        capture.report(subject, "replaced", reason)
     pending = []
     lost = 0
     for inode in state.waiting:

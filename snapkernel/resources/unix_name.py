@@ -64,10 +64,11 @@ def capture(capture: Capture, file: OpenFile, state: UnixState) -> UnixName | No
         return None
     if name.startswith(b"\0"):
         return UnixName(name=name)
-    directory = "" if name.startswith(b"/") else os.readlink(f"/proc/{capture.pid}/cwd")
+    pid = capture.pid if file.pid == os.getpid() else file.pid  # ours: it is on its way
+    directory = "" if name.startswith(b"/") else os.readlink(f"/proc/{pid}/cwd")
     if directory:
         capture.refuse_unless_text(f"{file.subject}: directory", directory)
-    there = _look(f"/proc/{capture.pid}/{'cwd/' if directory else 'root'}{os.fsdecode(name)}")
+    there = _look(f"/proc/{pid}/{'cwd/' if directory else 'root'}{os.fsdecode(name)}")
     if there is None or there.st_ino & 0xFFFFFFFF != state.file:
         return UnixName(name=name, directory=directory)
     return UnixName(
