@@ -514,21 +514,131 @@ class SignalDescriptor(Description, frozen=True, kw_only=True, tag="signalfd"):
     mask: Word
 
 
+class UnixName(Record, frozen=True, kw_only=True):
+    """What a unix(7) socket is bound to.
+
+    Attributes:
+        name: ``sun_path`` without the zero byte at its end; an abstract name begins with one.
+        file: a path that led to the socket; else the name is abstract, or its file is gone.
+        mode: permission bits of the file.
+        owner: user and group of the file.
+        directory: the working directory, when the path is relative.
+    """
+
+    name: Annotated[bytes, msgspec.Meta(min_length=1, max_length=108)]
+    file: bool = False
+    mode: Natural = 0
+    owner: tuple[Natural, Natural] = (0, 0)
+    directory: str = ""
+
+    def __post_init__(self) -> None:
+        Record.__post_init__(self)
+        if self.name[0] and 0 in self.name:
+            raise ValueError(f"{self.name!r} cannot be the name of a socket")
+        if "\0" in self.directory:
+            raise ValueError(f"{self.directory!r} cannot be a directory")
+
+
+class UnixMessage(Record, frozen=True, kw_only=True):
+    """A message in the queue of a unix socket, with what came along.
+
+    Attributes:
+        data: its bytes.
+        rights: indices of the descriptions on their way in it (SCM_RIGHTS).
+        sender: name of the datagram socket that it came from.
+    """
+
+    data: bytes
+    rights: tuple[Natural, ...] = ()
+    sender: bytes = b""
+
+
+UnixQueue = tuple[bytes | UnixMessage, ...]
+"""Messages in order; one that is nothing but bytes is these."""
+
+
 class UnixSocket(Description, frozen=True, kw_only=True, tag="unix"):
-    """One end of an unnamed pair of unix(7) sockets.
+    """A stream or seqpacket socket that is connected, was, or can be.
 
     Attributes:
         type: ``SOCK_*``.
+        connected: it has been, though its peer may be gone.
         peer: index of the description of the other end, ``None`` when it is closed.
-        queue: messages to be read from this end.
+        name: what it is bound to.
+        accepted: it came from accept(2), and has its name from the listener.
+        peer_name: name of a peer that is closed.
+        reset: the peer was closed with something unread: the next read says ECONNRESET.
+        queue: what is to be read from it. Of a stream, a ``UnixMessage`` ends where descriptors
+            that came with it end.
         shutdown: bit 0 no more reading, bit 1 no more writing.
         options: ``(level, option, value)``.
     """
 
     type: Natural
+    connected: bool = True
     peer: Natural | None = None
-    queue: tuple[bytes, ...] = ()
+    name: UnixName | None = None
+    accepted: bool = False
+    peer_name: bytes = b""
+    reset: bool = False
+    queue: UnixQueue = ()
     shutdown: Natural = 0
+    options: tuple[tuple[int, int, bytes], ...] = ()
+
+
+class UnixListener(Description, frozen=True, kw_only=True, tag="unix-listener"):
+    """A stream or seqpacket socket that listens.
+
+    Attributes:
+        pending: indices of the sockets of the snapshot that have connected and were not accepted.
+    """
+
+    type: Natural
+    name: UnixName
+    backlog: Natural
+    pending: tuple[Natural, ...] = ()
+    shutdown: Natural = 0
+    options: tuple[tuple[int, int, bytes], ...] = ()
+
+
+class UnixDatagram(Description, frozen=True, kw_only=True, tag="unix-datagram"):
+    """A datagram socket.
+
+    Attributes:
+        connected: to a socket; ``peer`` is its index, ``peer_name`` the name of one that is not in
+            the snapshot. Neither: it is closed.
+        queue: ``UnixMessage`` where a message has a sender's name or descriptors.
+    """
+
+    connected: bool = False
+    peer: Natural | None = None
+    peer_name: bytes = b""
+    name: UnixName | None = None
+    queue: UnixQueue = ()
+    shutdown: Natural = 0
+    options: tuple[tuple[int, int, bytes], ...] = ()
+
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class InetSocket(Description, frozen=True, kw_only=True, tag="inet"):
+    """A UDP socket, or a TCP socket that is bound and no more.
+
+    Attributes:
+        type: ``SOCK_*``.
+        address: numeric, with a scope's name (``fe80::1%eth0``) where it has one.
+        port: 0 when it is not bound.
+        peer: address and port that it is connected to.
+        memberships: multicast groups, each with the name of the interface.
+    """
+
+    family: Natural
+    type: Natural
+    address: str
+    port: Port = 0
+    peer: tuple[str, Port] | None = None
+    memberships: tuple[tuple[str, str], ...] = ()
     options: tuple[tuple[int, int, bytes], ...] = ()
 
 
@@ -571,6 +681,9 @@ AnyDescription = (
     | SignalDescriptor
     | Inotify
     | UnixSocket
+    | UnixListener
+    | UnixDatagram
+    | InetSocket
     | TcpListener
     | ClosedSocket
 )
@@ -800,8 +913,15 @@ class Manifest(Record, frozen=True, kw_only=True):
                 _index("shared object of a descriptor", number, self.shared_memory)
             case PipeEnd(pipe=number) | FifoEnd(pipe=number):
                 _index("pipe of a descriptor", number, self.pipes)
-            case UnixSocket(peer=int(number)):
-                _index("peer of a socket", number, self.descriptions)
+            case UnixSocket() | UnixDatagram():
+                if description.peer is not None:
+                    _index("peer of a socket", description.peer, self.descriptions)
+                for message in description.queue:
+                    for number in message.rights if isinstance(message, UnixMessage) else ():
+                        _index("descriptor on its way", number, self.descriptions)
+            case UnixListener(pending=pending):
+                for number in pending:
+                    _index("pending connection", number, self.descriptions)
             case Epoll(targets=targets):
                 for target in targets:
                     _index("watched by epoll", target.description, self.descriptions)

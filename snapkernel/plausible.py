@@ -3,7 +3,8 @@
 ``snapkernel.model`` refuses wrong types and references that lead nowhere. What passes here as well
 describes something that a kernel can be asked for in a bounded number of system calls, and asking
 for it changes nothing outside of the restored process: no file is made, truncated or written, no
-path leads through another process, no option is set that concerns others.
+path leads through another process, no option is set that concerns others. Only the names of unix
+sockets make files, as they must, where there is none but a socket that nobody has.
 
 It says nothing of what the process will do when it runs: a snapshot is a program, and a restore
 runs it with the rights of whoever restores it.
@@ -26,6 +27,7 @@ from snapkernel.model import (
     Content,
     Epoll,
     FileLock,
+    InetSocket,
     Manifest,
     Mapping,
     ObjectFile,
@@ -38,9 +40,13 @@ from snapkernel.model import (
     TcpListener,
     Thread,
     TimerDescriptor,
+    UnixDatagram,
+    UnixListener,
+    UnixMessage,
+    UnixQueue,
     UnixSocket,
 )
-from snapkernel.resources import socket_options
+from snapkernel.resources import socket_options, unix_queue
 
 MOST = 1 << 20
 """Entries of a table: the default of fs.nr_open, and more than the largest of other limits."""
@@ -58,6 +64,10 @@ _MOST_AUXV = 4096
 _MOST_VECTOR = 1 << 16
 _MOST_FILE = (1 << 63) - 1
 _LARGEST_PAGE = 1 << 16
+_MOST_MODE = 0o7777
+_MOST_NAME = 108
+_MOST_RIGHTS = 253
+"""SCM_MAX_FD (<net/scm.h>)."""
 _PAGES = frozenset({1 << 12, 1 << 14, 1 << 16})
 _LIMITS = range(16)
 _NOTIFY = frozenset({0, 1, 2, 4})
@@ -127,14 +137,25 @@ def _tables(manifest: Manifest) -> None:
         raise ValueError(f"one of its tables has more than {MOST} entries")
     packets = sum(len(pipe.data) for pipe in manifest.pipes)
     targets = sum(len(d.targets) for d in manifest.descriptions if isinstance(d, Epoll))
-    messages = sum(len(d.queue) for d in manifest.descriptions if isinstance(d, UnixSocket))
+    waiting = [n for d in manifest.descriptions if isinstance(d, UnixListener) for n in d.pending]
+    if len(set(waiting)) != len(waiting):
+        raise ValueError("a connection waits to be accepted twice")
+    messages = sum(len(q) for q in map(_queue, manifest.descriptions))
     if max(packets, targets, messages) > MOST:
         raise ValueError(f"its descriptions have more than {MOST} parts")
 
 
+def _queue(record: AnyDescription) -> UnixQueue:
+    return record.queue if isinstance(record, UnixSocket | UnixDatagram) else ()
+
+
 def _used(manifest: Manifest) -> None:
-    """Every description is in the table of some process, or it could not have been saved."""
+    """Every description is in the table of some process, or on its way to one, or it could not have
+    been saved."""
     used: set[int] = set()
+    for record in manifest.descriptions:
+        for message in _queue(record):
+            used.update(message.rights if isinstance(message, UnixMessage) else ())
     for process in manifest.processes:
         used.update(descriptor.description for descriptor in process.descriptors)
     for index in range(len(manifest.descriptions)):
@@ -253,8 +274,28 @@ def _description(manifest: Manifest, index: int, record: AnyDescription) -> None
             if mode == os.O_ACCMODE or writable != (mode != os.O_RDONLY):
                 raise ValueError("is no end of a pipe")
         case UnixSocket(peer=peer):
-            _socket(socket.AF_UNIX, record.type, record.options)
+            _unix(record, record.type)
             _pair(manifest, index, record, peer)
+        case UnixListener():
+            _unix(record, record.type)
+            _pending(manifest, record)
+        case UnixDatagram(peer=peer):
+            _unix(record, socket.SOCK_DGRAM)
+            other = None if peer is None else manifest.descriptions[peer]
+            if peer is not None and (
+                not isinstance(other, UnixDatagram) or (other.name is None and other.peer != index)
+            ):
+                raise ValueError(f"description {peer} cannot be connected to")
+        case InetSocket(family=family, type=kind):
+            _socket(family, kind, record.options)
+            if kind not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                raise ValueError(f"internet sockets of type {kind} are not saved")
+            groups = [group for group, _ in record.memberships]
+            peer_address = [record.peer[0]] if record.peer is not None else []
+            if len(groups) > MOST:
+                raise ValueError("is a member of too many groups")
+            for address in (record.address, *groups, *peer_address):
+                _internet_address(family, address)
         case ClosedSocket(family=family, type=kind):
             _socket(family, kind, record.options)
         case TcpListener(family=family, address=address):
@@ -281,10 +322,35 @@ def _socket(family: int, kind: int, options: Sequence[tuple[int, int, bytes]]) -
             raise ValueError(f"socket option {option} of level {level} is not saved")
 
 
-def _pair(manifest: Manifest, index: int, record: UnixSocket, peer: int | None) -> None:
-    """Each end of a pair is the other end's."""
+def _unix(record: UnixSocket | UnixListener | UnixDatagram, kind: int) -> None:
+    _socket(socket.AF_UNIX, kind, record.options)
     if record.shutdown > 3:
         raise ValueError("is shut down in an unknown way")
+    if record.name is not None:
+        if record.name.mode > _MOST_MODE or max(record.name.owner) >= 1 << 32:
+            raise ValueError("its file has a mode or owner that no file has")
+        if record.name.directory:
+            _path("directory", record.name.directory)
+    if isinstance(record, UnixListener):
+        if record.backlog >= 1 << 31:
+            raise ValueError("has an impossible backlog")
+        return
+    if len(record.peer_name) > _MOST_NAME:
+        raise ValueError("its peer has an impossible name")
+    for message in record.queue:
+        if isinstance(message, UnixMessage) and (
+            len(message.rights) > _MOST_RIGHTS or len(message.sender) > _MOST_NAME
+        ):
+            raise ValueError("has an impossible message")
+        data = message.data if isinstance(message, UnixMessage) else message
+        if len(data) > unix_queue.LONGEST and (
+            kind != socket.SOCK_STREAM or isinstance(message, UnixMessage)
+        ):
+            raise ValueError("has a message that is too long")
+
+
+def _pair(manifest: Manifest, index: int, record: UnixSocket, peer: int | None) -> None:
+    """Each end of a pair is the other end's."""
     if peer is None:
         return
     other = manifest.descriptions[peer]
@@ -292,6 +358,18 @@ def _pair(manifest: Manifest, index: int, record: UnixSocket, peer: int | None) 
         raise ValueError(f"description {peer} is not the other end of it")
     if other.type != record.type:
         raise ValueError("is of another type than its other end")
+    if other.accepted and record.accepted:
+        raise ValueError("both ends of a connection were accepted")
+
+
+def _pending(manifest: Manifest, record: UnixListener) -> None:
+    """Sockets that wait to be accepted are connected to nobody yet."""
+    for number in record.pending:
+        client = manifest.descriptions[number]
+        if not isinstance(client, UnixSocket) or client.type != record.type:
+            raise ValueError(f"description {number} cannot wait to be accepted")
+        if client.accepted or client.peer is not None or client.queue:
+            raise ValueError(f"description {number} was accepted already")
 
 
 def _internet_address(family: int, address: str) -> None:

@@ -22,6 +22,7 @@ from snapkernel.model import (
     Pipe,
     Process,
     SharedMemory,
+    UnixQueue,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Capture:
         self.descriptions: list[AnyDescription] = []
         self.pipes: list[Pipe] = []
         self.pipe_index: dict[str, int] = {}
+        self.queues: dict[int, UnixQueue] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
         self.shared_memory: list[SharedMemory] = []
         self.files: list[FileIdentity] = []
@@ -178,6 +180,9 @@ class Build:
         stream_cells: descriptor of each inherited stream.
         staging: where each shared anonymous object is mapped meanwhile.
         ports: old to new TCP ports.
+        names: ``struct sockaddr`` that each bound socket has got.
+        routes: the listener that each unix socket connects to, by description.
+        far_ends: the other ends of unix sockets whose peer is gone, until all is sent from them.
         notes: what the user should know.
     """
 
@@ -191,6 +196,9 @@ class Build:
     stream_cells: dict[int, Cell] = field(default_factory=dict)
     staging: dict[int, int] = field(default_factory=dict)
     ports: dict[int, int] = field(default_factory=dict)
+    names: dict[int, bytes] = field(default_factory=dict)
+    routes: dict[int, int] = field(default_factory=dict)
+    far_ends: dict[int, Cell] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
     def sibling(self, process: Process) -> Build:
@@ -209,6 +217,13 @@ class Build:
     def above(self) -> int:
         """First number above all these, for what is needed for a while."""
         return self.held_object(len(self.manifest.shared_memory))
+
+    def note_lost(self, batch: Batch) -> None:
+        """Note what of a batch's optional calls has failed."""
+        for call in batch.calls:
+            if call.optional and call.result is not None and -4096 < call.result < 0:
+                reason = os.strerror(-call.result)
+                self.notes.append(Note(object=call.optional, status="lost", reason=reason))
 
     def keep(self, batch: Batch, fresh: Cell, index: int) -> int:
         """Hold a new descriptor as description ``index``; its number."""

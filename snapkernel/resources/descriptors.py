@@ -18,6 +18,7 @@ from snapkernel.constants import F_DUPFD_CLOEXEC
 from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.model import AnyDescription, Descriptor, Epoll, Process, TcpListener
 from snapkernel.resources import (
+    bound_socket,
     device,
     epoll,
     eventfd,
@@ -28,10 +29,14 @@ from snapkernel.resources import (
     path_descriptor,
     pid_descriptor,
     pipe,
+    refused_socket,
     regular_file,
     signalfd,
+    sockets,
     stream,
     timerfd,
+    unix_datagram,
+    unix_listener,
     unix_socket,
 )
 from snapkernel.resources.context import Build, Capture
@@ -49,8 +54,12 @@ KINDS: tuple[ModuleType, ...] = (
     timerfd,
     signalfd,
     inotify,
+    unix_listener,
+    unix_datagram,
     unix_socket,
+    bound_socket,
     inet_socket,
+    refused_socket,
 )
 OWNER = {record: kind for kind in (*KINDS, stream) for record in kind.RECORDS}
 
@@ -61,7 +70,6 @@ KNOWN_BY_NAME = {
     "anon_inode:[userfaultfd]": "userfaultfd descriptors cannot be saved",
     "anon_inode:[perf_event]": "performance counters cannot be saved",
     "anon_inode:bpf": "BPF objects cannot be saved",
-    "socket": "sockets of this family or type cannot be saved yet",
     "/dev/nvidia": "GPU memory cannot be saved yet",
     "/dev/ptmx": "pseudo-terminals cannot be saved yet",
     "/dev/pts/": "pseudo-terminals cannot be saved yet",
@@ -71,6 +79,7 @@ KNOWN_BY_NAME = {
 
 def capture(capture: Capture, table: Table) -> dict[int, tuple[Descriptor, ...]]:
     """All descriptions (into the capture) and the tables of the processes."""
+    sockets.collect(capture, table)
     for file in table.files:
         record = _describe(capture, file, table)
         if record is not None:

@@ -186,7 +186,7 @@ def _add(table: Table, pid: int, handle: int, number: int) -> None:
     flags = int(info.partition("flags:")[2].split(None, 1)[0], 8)
     status = os.fstat(descriptor)
     similar = table.similar.setdefault((link, status.st_ino, flags & ~os.O_CLOEXEC), [])
-    position, same = _find(pid, similar, number)
+    position, same = find_same(pid, similar, number)
     if same is None:
         same = OpenFile(len(table.files), pid, [], link, info, status, descriptor)
         table.files.append(same)
@@ -210,7 +210,7 @@ def note_locks(file: OpenFile, pid: int, info: str) -> None:
             file.locks.append((owner, line))
 
 
-def _find(pid: int, ordered: list[OpenFile], number: int) -> tuple[int, OpenFile | None]:
+def find_same(pid: int, ordered: list[OpenFile], number: int) -> tuple[int, OpenFile | None]:
     """Where a descriptor's description is, or belongs, among similar ones: kcmp(2) answers 0 for
     the same, 1 for less and 2 for greater, in an order of its own."""
     low, high = 0, len(ordered)

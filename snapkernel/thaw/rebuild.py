@@ -29,6 +29,7 @@ from snapkernel.resources import (
     process,
     shared_memory,
     signals,
+    sockets,
     threads,
     timers,
     vdso,
@@ -77,7 +78,18 @@ class FillAll:
     fill: Fill
 
 
-Step = Batch | Fill | FillAll | OnThread | MakeThreads | Listen | Write | family.Fork | family.End
+Step = (
+    Batch
+    | Fill
+    | FillAll
+    | OnThread
+    | MakeThreads
+    | Listen
+    | sockets.Step
+    | Write
+    | family.Fork
+    | family.End
+)
 
 
 def occupied(manifest: Manifest) -> list[tuple[int, int]]:
@@ -90,6 +102,7 @@ def occupied(manifest: Manifest) -> list[tuple[int, int]]:
 def prepare(build: Build, agent: int) -> None:
     """Choose numbers and addresses, with the agent at ``agent``."""
     build.high = descriptors.first_high(build)
+    sockets.prepare(build)
     sizes = [
         shared_memory.staged_size(build.manifest, index)
         for index in range(len(build.manifest.shared_memory))
@@ -125,6 +138,7 @@ def steps(
     yield pid, descriptors.rebuild_create(first)
     for index, listener in descriptors.listeners(first):
         yield pid, Listen(index, listener)
+    yield from ((pid, step) for step in sockets.steps(first))
     yield from family.steps(first.manifest)
     for build, same in zip(builds, same_vdso, strict=True):
         for step in _memory(build, same):
@@ -212,5 +226,7 @@ def lines(step: Step) -> Iterator[str]:
     elif isinstance(step, Listen):
         where = f"{step.listener.address} port {step.listener.port}"
         yield f"-- listen on {where}, or another port if it is taken"
+    elif isinstance(step, sockets.Step):
+        yield from step.lines()
     else:
         yield f"-- write {len(step.data)} bytes at {step.address:#x}: {step.what}"

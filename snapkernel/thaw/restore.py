@@ -29,9 +29,9 @@ from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.checkpoint import Progress, Snapshot
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
-from snapkernel.model import Content, Manifest, Note, Process
+from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
-from snapkernel.resources import descriptors, family, vdso
+from snapkernel.resources import descriptors, family, sockets, vdso
 from snapkernel.resources.context import Build, Fill
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
@@ -394,6 +394,8 @@ class _Thaw:
             self._fork(agent, step)
         elif isinstance(step, family.End):
             self._end(pid, step)
+        elif isinstance(step, sockets.Step):
+            step.run(build, agent)
         else:
             target.memory.write(step.address, step.data)
 
@@ -403,10 +405,7 @@ class _Thaw:
     def _run(self, build: Build, agent: Agent, batch: Batch, tid: int) -> None:
         """Run a batch, and note what of its optional calls has failed."""
         agent.run(batch, tid)
-        for call in batch.calls:
-            if call.optional and call.result is not None and -4096 < call.result < 0:
-                reason = os.strerror(-call.result)
-                build.notes.append(Note(object=call.optional, status="lost", reason=reason))
+        build.note_lost(batch)
 
     def _fill_all(self, pid: int, target: Target, content: Content) -> None:
         """Private memory; that of the first process is on its way already."""

@@ -246,12 +246,12 @@ def asked_about_a_pair() -> tuple[bytes, int, int]:
             answers.append(real(self, *arguments))
             return answers[-1]
 
-    from snapkernel.resources import unix_socket
+    from snapkernel.resources import socket_diag
 
     one, other = socket.socketpair()
-    with one, other, mock.patch.object(unix_socket.socket, "socket", Listening):
+    with one, other, mock.patch.object(socket_diag.socket, "socket", Listening):
         inode, peer = (os.fstat(end.fileno()).st_ino for end in (one, other))
-        assert unix_socket._diagnose(inode)[0] == peer
+        assert socket_diag.unix(inode).peer == peer
     return answers[0], inode, peer
 
 
@@ -261,17 +261,17 @@ ANSWER, INODE, PEER = asked_about_a_pair()
 @tried(200)
 @given(mutated(ANSWER))
 def test_socket_answers(data: bytes) -> None:
-    from snapkernel.resources import unix_socket
+    from snapkernel.resources import socket_diag
 
     class Answering(socket.socket):
         def recv(self, *arguments: Any) -> bytes:
             return data
 
-    patched = mock.patch.object(unix_socket.socket, "socket", Answering)
+    patched = mock.patch.object(socket_diag.socket, "socket", Answering)
     with patched, suppress(TargetError), procfs.understood("socket"):  # as for any descriptor
-        peer, shutdown = unix_socket._diagnose(INODE)
-        assert peer >= 0
-        assert 0 <= shutdown <= 255
+        state = socket_diag.unix(INODE)
+        assert (state.peer or 0) >= 0
+        assert 0 <= state.shutdown <= 255
 
 
 # --- names that a process gives itself -----------------------------------------------------------

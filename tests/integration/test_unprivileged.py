@@ -79,9 +79,16 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
                 "identity.privileges",
                 "identity.subprocesses",
                 "network.listening",
+                "network.multicast",
+                "network.udp_options",
+                "network.udp_shared_port",
                 "threads.identities",
                 "signal_pending",
                 "timer_posix",
+                "unix_sockets.accepted",
+                "unix_sockets.datagrams",
+                "unix_sockets.listening",
+                "unix_sockets.socket_on_its_way",
             )
         ],
         [

@@ -58,14 +58,20 @@ class Kernel:
         self.settle()
 
     @classmethod
-    def start(cls, folder: Path, environment: Mapping[str, str] | None = None) -> Kernel:
+    def start(
+        cls,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        transport: str = "tcp",
+    ) -> Kernel:
         """Start an ipykernel in `folder` the way Jupyter does: it watches its parent.
 
         IPython's and matplotlib's own folders are below `folder`, BLAS has two threads.
         """
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "connection.json"
-        write_connection_file(str(file))
+        ip = "" if transport == "tcp" else str(folder / "socket")
+        write_connection_file(str(file), ip=ip, transport=transport)
         # With it, ipykernel would not capture descriptors 1 and 2, as it does elsewhere.
         inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
         own = {
