@@ -331,7 +331,7 @@ class FileOwner(Record, frozen=True, kw_only=True):
 
     kind: OwnerKind = "process"
     id: Pid = 0
-    signal: Natural = 0
+    signal: Annotated[int, msgspec.Meta(ge=0, le=127)] = 0
 
 
 class Description(Record, frozen=True, kw_only=True, tag_field="kind"):
@@ -486,18 +486,22 @@ class TimerDescriptor(Description, frozen=True, kw_only=True, tag="timerfd"):
     interval: Natural = 0
 
 
+MOST_WATCHES = 1 << 16
+"""The highest number of an inotify watch that is restored, by counting up to it."""
+
+
 class InotifyWatch(Record, frozen=True, kw_only=True):
     """What inotify_add_watch(2) was told.
 
     Attributes:
-        number: of the watch.
+        number: of the watch, from 1 on.
         path: of the file or directory.
         mask: ``IN_*`` bits.
     """
 
-    number: Natural
+    number: Annotated[int, msgspec.Meta(ge=1, le=MOST_WATCHES)]
     path: str
-    mask: Natural
+    mask: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
 class Inotify(Description, frozen=True, kw_only=True, tag="inotify"):

@@ -39,6 +39,8 @@ def capture(
     owner = FileOwner(kind=_KINDS[kind], signal=signal)
     if number:
         inner = _inner(table, owner.kind, number)
+        if inner is None and isinstance(record, Stream):
+            return record  # whoever shared the old stream with the process has no part in the new
         if inner is None:
             reason = f"sends signals to {owner.kind} {number}, which is not in the snapshot"
             capture.refuse(file.subject, reason, "make the process itself the owner (F_SETOWN)")

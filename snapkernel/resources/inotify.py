@@ -20,7 +20,7 @@ from snapkernel import procfs
 from snapkernel._native import lib
 from snapkernel.constants import F_SETFL
 from snapkernel.freeze.batch import Batch, Cell, Space
-from snapkernel.model import Inotify, InotifyWatch
+from snapkernel.model import MOST_WATCHES, Inotify, InotifyWatch
 from snapkernel.resources import shared_memory
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
@@ -34,7 +34,6 @@ from snapkernel.resources.watched_path import (
 )
 
 RECORDS = (Inotify,)
-_HIGHEST = 1 << 16
 _EVENTS = 1 << 12  # fewer than the kernel keeps by default (max_queued_events)
 _EVENT_SIZE = 16
 
@@ -53,8 +52,8 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> Inotify | None:
         capture.refuse(file.subject, reason, "try again when the program has read them")
         return None
     marks = {int(match[1], 16): (_mark(match), match[4]) for match in WATCH.finditer(file.info)}
-    if max(marks, default=0) > _HIGHEST:
-        reason = f"has had more than {_HIGHEST} watches, whose numbers cannot be had again"
+    if max(marks, default=0) > MOST_WATCHES:
+        reason = f"has had more than {MOST_WATCHES} watches, whose numbers cannot be had again"
         capture.refuse(file.subject, reason, "close it and open another one")
         return None
     if marks and not _flags_are_shown():

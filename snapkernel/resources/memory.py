@@ -115,7 +115,8 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
     named = shared_memory.named_in_utf8(capture, area.name)
     label = (area.name if named else "") or "anonymous"
     subject = f"memory {area.start:#x}-{area.end:#x} ({label})"
-    refusal = shared_memory.refusal(area.name)
+    without_path = area.name != area.path or area.name.startswith("anon_inode:")
+    refusal = shared_memory.refusal(area.path) if without_path else None
     if refusal is not None:
         capture.refuse(subject, *refusal)
     for flag in flags if refusal is None else ():

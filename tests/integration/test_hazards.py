@@ -227,6 +227,7 @@ def test_threads_start_and_end_all_the_time(compiler: Compiler, tmp_path: Path, 
         "pipe_both_ways",
         "one_processor",
         "names_of_bytes",
+        "watch_with_a_high_number",
     ],
 )
 def test_kept(name: str, tmp_path: Path, store: str) -> None:
