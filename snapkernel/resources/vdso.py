@@ -95,7 +95,7 @@ def symbols(image: bytes) -> dict[str, int]:
     """
     try:
         return _symbols(image)
-    except (ValueError, LookupError, struct.error) as error:
+    except (ValueError, LookupError, OverflowError, struct.error) as error:
         raise CannotRestore("vdso", f"its text is no shared object: {error}") from None
 
 
