@@ -44,7 +44,7 @@ def understood(object: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, LookupError, struct.error) as error:
+    except (ValueError, LookupError, OverflowError, struct.error) as error:
         reason = f"the kernel describes it in an unknown way ({type(error).__name__}: {error})"
         raise TargetError(object, reason, "upgrade snapkernel") from error
 

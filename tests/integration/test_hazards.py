@@ -279,6 +279,16 @@ def test_mount_namespace(tmp_path: Path, store: str) -> None:
         assert process.verdict() == "ok"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_mounted_later(tmp_path: Path) -> None:
+    """What the host mounts and unmounts while a copy runs, the copy sees as well; so it can be
+    saved again, and keeps nothing mounted."""
+    shared = ["unshare", "--mount", "--propagation", "shared", sys.executable]
+    command = [*shared, str(PROGRAMS / "mounts_later.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "ok\n", done.stderr
+
+
 def test_first_of_its_namespace(tmp_path: Path, store: str) -> None:
     """Process 1 has other rights and duties than a restored process, which is never the first."""
     with start([*unshare("--pid", "--fork", "--kill-child"), *hazard("idle")], tmp_path) as process:
