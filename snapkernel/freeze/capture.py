@@ -22,6 +22,7 @@ from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
 from snapkernel.freeze.target import Memory, Target, why_not
 from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process, Zombie
 from snapkernel.resources import (
+    carried_file,
     credentials,
     descriptors,
     family,
@@ -33,7 +34,9 @@ from snapkernel.resources import (
     timers,
     vdso,
 )
+from snapkernel.resources.carried_file import Found
 from snapkernel.resources.context import Capture, Saver
+from snapkernel.resources.file_choice import NOTHING, Choice
 from snapkernel.resources.open_file import open_table
 
 
@@ -81,8 +84,9 @@ class Survey:
 _LOOKS = 3
 
 
-def survey(pid: int) -> Survey:
-    """Look at a running process and its descendants, without touching them.
+def survey(pid: int, choice: Choice = NOTHING) -> Survey:
+    """Look at a running process and its descendants, without touching them. ``choice`` is of the
+    files that are to travel.
 
     What they have may change while it is looked at; only what is refused three times is refused.
 
@@ -92,14 +96,14 @@ def survey(pid: int) -> Survey:
     """
     architecture_of(pid)
     for _ in range(_LOOKS):
-        found = _look_from_outside(pid)
+        found = _look_from_outside(pid, choice)
         if all(finding.status != "refused" for finding in found.findings):
             break
     return found
 
 
-def _look_from_outside(pid: int) -> Survey:
-    capture = Capture(pid)
+def _look_from_outside(pid: int, choice: Choice) -> Survey:
+    capture = Capture(pid, choice=choice)
     looks: dict[int, Look] = {}
     members: list[family.Member] = []
     for one in [pid, *procfs.descendants(pid)]:
@@ -118,9 +122,22 @@ def _look_from_outside(pid: int) -> Survey:
     try:
         with open_table(*looks) as table:
             descriptors.capture(capture, table)
+            areas = [area for look in looks.values() for area in look.areas]
+            found = carried_file.capture(capture, table, areas)
+        _search(capture, list(looks), found)
     except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
         raise why_not(pid, error.errno or 0) from None
     return Survey(capture.findings, capture.known, looks)
+
+
+def _search(capture: Capture, pids: list[int], found: list[Found]) -> None:
+    """Tell of the files that nobody has open and that travel."""
+    choice = capture.choice
+    if choice.written or choice.patterns:
+        here = carried_file.places(pids)
+        began = carried_file.began(capture.pid)
+        for one in carried_file.search(capture, here, began, found):
+            capture.travels(f"file {one.path}", one.bytes)
 
 
 def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
@@ -249,17 +266,19 @@ def capture(
     zombies: Sequence[Zombie],
     files: dict[tuple[str, int], FileIdentity],
     save: Saver | None,
-) -> tuple[Capture, Clocks]:
+    choice: Choice = NOTHING,
+) -> tuple[Capture, Clocks, list[Found]]:
     """Look at stopped processes; the first is an ancestor of all others.
 
     The shared objects they have are read at once, by ``save``. The records of their mappings are
-    left for :func:`mappings`, their private memory for :func:`private_runs`: both can be had later.
+    left for :func:`mappings`, their private memory for :func:`private_runs`: both can be had later,
+    and so can the contents of the files that travel, which are open now.
 
     Raises:
         CannotCheckpoint: one has come to hold something that cannot be saved.
     """
     first = parts[0]
-    root = Capture(first.target.pid, first.target, first.agent, save, files)
+    root = Capture(first.target.pid, first.target, first.agent, save, files, choice)
     at = clocks(root.pid)
     for part in parts:
         part.capture = root
@@ -273,10 +292,11 @@ def capture(
         refuse(root.pid, root.findings)
         if root.objects:
             shared_memory.save(root)
+        carried = carried_file.capture(root, table, [a for part in parts for a in part.areas])
     for part in parts:
         entries = tables[part.target.pid]
         part.process = msgspec.structs.replace(part.process, descriptors=entries)
-    return root, at
+    return root, at, carried
 
 
 def _capture_one(part: Frozen) -> Process:

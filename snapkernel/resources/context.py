@@ -24,6 +24,7 @@ from snapkernel.model import (
     SharedMemory,
     UnixQueue,
 )
+from snapkernel.resources.file_choice import NOTHING, Choice
 
 if TYPE_CHECKING:
     from snapkernel.freeze.agent import Agent
@@ -49,6 +50,7 @@ class Capture:
         agent: the agent in it.
         save: for contents that must be read while the process is frozen.
         known: identities of files by path and inode, found out earlier.
+        choice: which files travel.
         findings: every object that is not simply saved.
     """
 
@@ -59,12 +61,14 @@ class Capture:
         agent: Agent | None = None,
         save: Saver | None = None,
         known: dict[tuple[str, int], FileIdentity] | None = None,
+        choice: Choice = NOTHING,
     ) -> None:
         self.pid = pid
         self.target = target
         self.agent = agent
         self.save = save
         self.known = {} if known is None else known
+        self.choice = choice
         self.findings: list[Finding] = []
         self.descriptions: list[AnyDescription] = []
         self.pipes: list[Pipe] = []
@@ -102,6 +106,10 @@ class Capture:
         """This object is saved whole; only said where somebody asks for an explanation."""
         if self.target is None:
             self.findings.append(Finding(object, "saved"))
+
+    def travels(self, object: str, size: int) -> None:
+        """This file goes with the snapshot."""
+        self.findings.append(Finding(object, "saved", f"its {size} bytes travel"))
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -182,6 +190,7 @@ class Build:
         ports: old to new TCP ports.
         names: ``struct sockaddr`` that each bound socket has got.
         routes: the listener that each unix socket connects to, by description.
+        paths: where files are on this host that are not at their old places.
         far_ends: the other ends of unix sockets whose peer is gone, until all is sent from them.
         notes: what the user should know.
     """
@@ -198,6 +207,7 @@ class Build:
     ports: dict[int, int] = field(default_factory=dict)
     names: dict[int, bytes] = field(default_factory=dict)
     routes: dict[int, int] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
     far_ends: dict[int, Cell] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 

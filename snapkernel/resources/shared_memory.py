@@ -11,7 +11,6 @@ own, through ``/proc/self/fd``.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import secrets
@@ -40,6 +39,7 @@ from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import Content, Manifest, Mapping, Note, Process, SharedMemory
 from snapkernel.resources import unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
+from snapkernel.resources.file_content import FileSource, data_runs
 from snapkernel.resources.mapped_view import MappedSource, View, look
 
 SEAL_SEAL = 1
@@ -172,27 +172,6 @@ def object_of(capture: Capture, area: procfs.Area) -> int | None:
     return known.index
 
 
-class FileSource:
-    """Bytes of an open file, by offset."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-        """Fill the buffer; a file that ends early leaves zeros, as a mapping of it would."""
-        at = 0
-        for offset, length in runs:
-            done = 0
-            while done < length:
-                part = buffer[at + done : at + length]
-                got = os.preadv(self.descriptor, [part], offset + done)
-                if not got:
-                    part[:] = bytes(len(part))
-                    got = len(part)
-                done += got
-            at += length
-
-
 def save(capture: Capture) -> None:
     """Read the contents of all objects; their descriptors are open now."""
     found = sorted(capture.objects.values(), key=lambda known: known.index)
@@ -211,7 +190,7 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
             if known.kind == "memfd":
                 seals = fcntl.fcntl(opened, F_GET_SEALS)
             if capture.save is not None:
-                content = capture.save(FileSource(opened), _data_runs(opened, size))
+                content = capture.save(FileSource(opened), data_runs(opened, size))
         elif known.areas and capture.save is not None:
             view = look(capture, known)
             if known.kind != "anonymous" and not known.link:
@@ -250,23 +229,6 @@ def _open(capture: Capture, known: SharedObject) -> int | None:
             "close it, or take the snapshot as a user who may read it",
         )
     return None
-
-
-def _data_runs(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """The parts of a file that are not holes (lseek(2), SEEK_DATA)."""
-    runs = []
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
-            start = at
-        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
-        runs.append((start, end - start))
-        at = end
-    return runs
 
 
 def _tell_unseen(capture: Capture, known: SharedObject, view: View, size: int) -> None:

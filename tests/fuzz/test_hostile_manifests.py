@@ -247,7 +247,7 @@ def test_deep_nesting_in_a_configuration(tmp_path: Path) -> None:
 
 
 def held(plain: dict[str, Any]) -> None:
-    hold(ID, store=forged(plain), stdio=(0, 1, 2)).stub.destroy()
+    hold(ID, store=forged(plain), stdio=(0, 1, 2)).destroy()
 
 
 def test_a_pipe_where_a_file_was(tmp_path: Path) -> None:

@@ -1,0 +1,609 @@
+"""Files that travel with a snapshot: found and stored, and written where they are missing.
+
+Which ones is in ``file_choice``. They are opened while the processes are frozen, and read
+afterwards, so that the pause is no longer for them: of a file that somebody only appends to, the
+snapshot has what was there at the freeze, and every file that was changed before it was stored is
+reported. (A change is one of the size or of the time of modification, which the kernel tells to
+some milliseconds. What is written through a mapping cannot be noticed; that is reported as well.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from snapkernel import procfs
+from snapkernel._native import ffi, lib
+from snapkernel.errors import CannotRestore
+from snapkernel.model import CarriedFile, Content, Note
+from snapkernel.resources import file_choice, folder, stream
+from snapkernel.resources.context import Capture, Saver
+from snapkernel.resources.file_content import FileSource, data_runs
+from snapkernel.resources.open_file import OpenFile, Table
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_RIGHTS = 0o777
+_PREFIX = "user."
+_ACCESS_LIST = "system.posix_acl_access"
+MOST_ATTRIBUTES = 1 << 16
+"""Bytes of all attributes of a file, on most file systems (xattr(7))."""
+_PIECE = 4 << 20
+_SQLITE = b"SQLite format 3\0"
+_NO_MORE = (
+    "is a database that SQLite knows by the number of its file, which is another one now: open "
+    "connections can read, but no longer write; connect again"
+)
+"""SQLITE_READONLY_DBMOVED (https://www.sqlite.org/rescode.html)."""
+
+
+@dataclass
+class Found:
+    """A file that travels.
+
+    Attributes:
+        path: as the process sees it.
+        status: at the freeze; of a file that nobody has open, when it was found.
+        common: as in ``CarriedFile``.
+        named: a pattern has asked for it.
+        mapped: it is mapped for writing.
+        descriptor: our own, once it is open.
+    """
+
+    path: str
+    status: os.stat_result
+    common: bool = False
+    named: bool = False
+    mapped: bool = False
+    descriptor: int = -1
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, without its holes."""
+        return min(self.status.st_size, self.status.st_blocks * 512)
+
+
+@dataclass
+class Places:
+    """What a process sees of the file system.
+
+    Attributes:
+        root: prepended to a path, leads to the file.
+        working: the working directories.
+        temporary: folders for temporary files.
+    """
+
+    root: str
+    working: list[str]
+    temporary: list[str]
+
+    @property
+    def own(self) -> list[str]:
+        """All of them."""
+        return [*self.working, *self.temporary]
+
+    def is_own(self, path: str) -> bool:
+        """Below one of them."""
+        return any(file_choice.is_below(path, directory) for directory in self.own)
+
+
+def places(pids: Sequence[int], root: str = "") -> Places:
+    """Of processes with a common view of the file system."""
+    working, temporary = [], list(file_choice.TEMPORARY)
+    for pid in pids:
+        working.append(os.readlink(f"/proc/{pid}/cwd"))
+        variables = procfs.read(f"/proc/{pid}/environ").split(b"\0")
+        named = [v[7:] for v in variables if v.startswith(b"TMPDIR=/")]
+        temporary += [os.path.normpath(os.fsdecode(name)) for name in named]
+    return Places(root or f"/proc/{pids[0]}/root", working, temporary)
+
+
+# --- what is open ------------------------------------------------------------------------------
+
+
+def capture(capture: Capture, table: Table, areas: Sequence[procfs.Area]) -> list[Found]:
+    """The files that are open or mapped, and travel. Those of frozen processes are opened.
+
+    ``areas`` are the mappings of all processes.
+    """
+    if not capture.choice:
+        return []
+    here = places(table.pids)
+    expressions = [e for _, _, e in capture.choice.expressions(here.working[0])]
+    found: dict[tuple[int, int], Found] = {}
+    for file in table.files:
+        key = file.status.st_dev, file.status.st_ino
+        one = _open_file(capture, file, table, here)
+        if one is None:
+            continue
+        one.named = any(e.fullmatch(one.path) for e in expressions)
+        if one.named or (capture.choice.open and (file.writable or here.is_own(one.path))):
+            old = found.setdefault(key, one)
+            old.common = old.common and one.common
+        elif capture.choice.open and capture.target is None and key not in found:
+            reason = "is only read, elsewhere than in a working or temporary directory"
+            capture.report(f"file {one.path}", "shared", reason)
+    for area in areas:
+        if area.shared and "w" in area.permissions and area.inode:
+            _mapped_file(capture, area, found, here, expressions)
+    within = _affordable(capture, list(found.values()))
+    kept = [one for one in within if capture.target is None or _open(capture, one, table)]
+    if capture.target is None:
+        for one in kept:
+            capture.travels(f"file {one.path}", one.bytes)
+    return kept
+
+
+def _open_file(capture: Capture, file: OpenFile, table: Table, here: Places) -> Found | None:
+    """A regular file with a path that leads to it."""
+    if not file.is_regular or not file.status.st_nlink or file.only_path:
+        return None
+    if file_choice.is_of_kernel(file.link) or stream.is_stream(capture, file, table):
+        return None
+    common = (
+        file_choice.is_hidden(file.link, here.own)
+        or min(file.numbers) <= 2
+        or _is_of_parent(file, table)
+    )
+    return Found(file.link, file.status, common)
+
+
+def _is_of_parent(file: OpenFile, table: Table) -> bool:
+    """A log that the parent of all processes prints to as well: the server's."""
+    parent = procfs.stat(table.pids[0])[1]
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(f"/proc/{parent}/fd/{number}"), file.status):
+                return True
+    return False
+
+
+def _mapped_file(
+    capture: Capture,
+    area: procfs.Area,
+    found: dict[tuple[int, int], Found],
+    here: Places,
+    expressions: Sequence[object],
+) -> None:
+    """A file that is mapped for writing, and need not be open any more."""
+    if not area.name.startswith("/") or file_choice.is_of_kernel(area.name):
+        return
+    try:
+        status = os.stat(here.root + area.name, follow_symlinks=False)
+    except OSError:
+        return
+    if status.st_ino != area.inode or not stat.S_ISREG(status.st_mode):
+        return
+    key = status.st_dev, status.st_ino
+    if key not in found and capture.choice.open:
+        found[key] = Found(area.name, status, file_choice.is_hidden(area.name, here.own))
+    if key in found:
+        found[key].mapped = True
+
+
+def _affordable(capture: Capture, found: list[Found]) -> list[Found]:
+    """The smallest first, until they are too many bytes; what is left is reported."""
+    left = file_choice.MOST
+    kept = []
+    for one in sorted(found, key=lambda one: (not one.named, one.bytes)):
+        if not one.named:
+            if one.bytes > left:
+                reason = (
+                    f"does not travel: with its {one.bytes} bytes there would be more than "
+                    f"{file_choice.MOST} of files that nobody has asked for by a pattern"
+                )
+                capture.report(f"file {one.path}", "left", reason)
+                continue
+            left -= one.bytes
+        kept.append(one)
+    return kept
+
+
+def _open(capture: Capture, one: Found, table: Table) -> bool:
+    """A descriptor to read it by; if there can be none, that is reported."""
+    files = [f for f in table.files if os.path.samestat(f.status, one.status)]
+    leased = [f for f in files if any("LEASE" in line for _, line in f.locks)]
+    try:
+        if leased:
+            # Opening it would break the lease; so would our descriptor keep it from ending.
+            readable = [f for f in files if f.readable]
+            if not readable:
+                raise OSError(errno.EACCES, "it has a lease, and is open for writing only")
+            one.descriptor = os.dup(readable[0].descriptor)
+        elif files:
+            one.descriptor = os.open(f"/proc/self/fd/{files[0].descriptor}", _OPEN)
+        else:
+            root = f"/proc/{capture.pid}/root"
+            one.descriptor = os.open(root + one.path, _OPEN | os.O_NOFOLLOW)
+            if not os.path.samestat(os.fstat(one.descriptor), one.status):
+                raise OSError(errno.ESTALE, "another file stands at its path now")
+    except OSError as error:
+        _leave(capture, one.path, error)
+        return False
+    return True
+
+
+def _leave(capture: Capture, path: str, error: OSError) -> None:
+    capture.report(f"file {path}", "left", f"does not travel: {error.strerror}")
+
+
+# --- what is not open --------------------------------------------------------------------------
+
+
+def search(capture: Capture, here: Places, began: float, open_now: Sequence[Found]) -> list[Found]:
+    """The files that nobody has open, and which were asked for.
+
+    ``began`` is when the first process began, in seconds since 1970. Of a change it counts when it
+    was made (the time of the last change of status, which programs cannot set), so that what was
+    unpacked or downloaded with its old times is found.
+    """
+    choice, directory = capture.choice, here.working[0]
+    seen = {(one.status.st_dev, one.status.st_ino) for one in open_now}
+    paths = {one.path for one in open_now}
+    found: dict[str, Found] = {}
+    for pattern, start, expression in choice.expressions(directory):
+        fits = any(expression.fullmatch(path) for path in paths)
+        listed = file_choice.walk(here.root, start) if os.path.isdir(here.root + start) else ()
+        for path, status in listed:
+            if expression.fullmatch(path):
+                fits = True
+                if (status.st_dev, status.st_ino) not in seen:
+                    found[path] = Found(path, status, named=True)
+        if not fits:
+            capture.report(f"files {pattern}", "left", "there is none")
+    for start in dict.fromkeys(here.working) if choice.written else ():
+        if start == "/":
+            reason = "the working directory is the root directory: ask for files by patterns"
+            capture.report("files written", "left", reason)
+            continue
+        for path, status in file_choice.walk(here.root, start):
+            if file_choice.is_hidden(path, [start]) or "/__pycache__/" in path:
+                continue
+            known = path in found or (status.st_dev, status.st_ino) in seen
+            if status.st_ctime >= began and not known:
+                found[path] = Found(path, status)
+    return [one for one in _affordable(capture, list(found.values())) if _is_kind(capture, one)]
+
+
+def _is_kind(capture: Capture, one: Found) -> bool:
+    """Regular files and symbolic links travel; if others were asked for, that is reported."""
+    if stat.S_ISREG(one.status.st_mode) or stat.S_ISLNK(one.status.st_mode):
+        return True
+    if one.named:
+        capture.report(f"file {one.path}", "left", "is no regular file and no symbolic link")
+    return False
+
+
+def began(pid: int) -> float:
+    """When a process was started, in seconds since 1970, to a tick (proc_pid_stat(5))."""
+    tick = os.sysconf("SC_CLK_TCK")
+    since_boot = (int(procfs.stat(pid)[22 - 3]) - 1) / tick
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
+
+
+# --- storing -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Stored:
+    """What has become of the files.
+
+    Attributes:
+        records: of those that travel.
+        notes: what has changed meanwhile.
+    """
+
+    records: list[CarriedFile] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+    def note(self, path: str, reason: str, status: str = "changed") -> None:
+        """Tell the user."""
+        self.notes.append(Note(object=f"file {path}", status=status, reason=reason))
+
+
+def store(found: Sequence[Found], root: str, save: Saver, froze_ns: int, runs_on: bool) -> Stored:
+    """Store the contents; ``root`` leads to the files that are not open.
+
+    Args:
+        found: the files; their descriptors are closed.
+        root: prepended to a path, leads to the file.
+        save: into the store.
+        froze_ns: when the processes stood still, in nanoseconds since 1970.
+        runs_on: they do no more.
+    """
+    stored = Stored()
+    taken: set[str] = set()
+    for one in found:
+        try:
+            if one.path in taken or not _is_text(stored, one.path):
+                continue
+            was_open = one.descriptor >= 0
+            if stat.S_ISLNK(one.status.st_mode):
+                stored.records.append(_link(one, os.readlink(root + one.path)))
+            elif was_open or _open_later(stored, one, root, froze_ns):
+                stored.records.append(_record(stored, one, save, runs_on, froze_ns, was_open))
+            else:
+                continue
+            taken.add(one.path)
+        except OSError as error:
+            stored.note(one.path, f"does not travel: {error.strerror}", "left")
+        finally:
+            close(one)
+    return stored
+
+
+def close(one: Found) -> None:
+    """Let go of it."""
+    if one.descriptor >= 0:
+        os.close(one.descriptor)
+        one.descriptor = -1
+
+
+def _is_text(stored: Stored, path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        readable = os.fsencode(path).decode("utf-8", "backslashreplace")
+        stored.note(readable, "does not travel: its name is not UTF-8", "left")
+        return False
+    return True
+
+
+def _open_later(stored: Stored, one: Found, root: str, froze_ns: int) -> bool:
+    """Open what nobody had open; not if it did not exist at the freeze."""
+    one.descriptor = os.open(root + one.path, _OPEN | os.O_NOFOLLOW)
+    one.status = os.fstat(one.descriptor)
+    if not stat.S_ISREG(one.status.st_mode):
+        raise OSError(errno.ESTALE, "something else stands at its path now")
+    return _born(one.descriptor) <= froze_ns
+
+
+def _record(
+    stored: Stored, one: Found, save: Saver, runs_on: bool, froze_ns: int, was_open: bool
+) -> CarriedFile:
+    descriptor, before = one.descriptor, one.status
+    content = save(FileSource(descriptor), data_runs(descriptor, before.st_size))
+    after = os.fstat(descriptor)
+    if after.st_size != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
+        reason = f"was written to while it was stored: what was appended to its {before.st_size} "
+        reason += "bytes is not in the snapshot, what was changed in them may be"
+        stored.note(one.path, reason)
+    elif not was_open and before.st_mtime_ns > froze_ns:
+        stored.note(one.path, "was written to between the freeze and its being stored")
+    elif one.mapped and runs_on:
+        reason = "is mapped for writing: what was written to it while it was stored may be in it"
+        stored.note(one.path, reason)
+    mode = stat.S_IMODE(before.st_mode)
+    if mode & ~_RIGHTS:
+        stored.note(one.path, f"of its mode {mode:o} only the last three digits travel")
+    return CarriedFile(
+        path=one.path,
+        size=before.st_size,
+        mode=mode & _RIGHTS,
+        owner=(before.st_uid, before.st_gid),
+        mtime_ns=before.st_mtime_ns,
+        device=before.st_dev,
+        inode=before.st_ino,
+        born_ns=_born(descriptor),
+        attributes=_attributes(stored, one),
+        common=one.common,
+        content=content,
+    )
+
+
+def _link(one: Found, target: str) -> CarriedFile:
+    target.encode()
+    status = one.status
+    return CarriedFile(
+        path=one.path,
+        size=0,
+        mode=_RIGHTS,
+        owner=(status.st_uid, status.st_gid),
+        mtime_ns=status.st_mtime_ns,
+        target=target,
+    )
+
+
+def _attributes(stored: Stored, one: Found) -> dict[str, bytes]:
+    """Those of the user. Access lists are of users that another host may not have."""
+    found: dict[str, bytes] = {}
+    try:
+        names = os.listxattr(one.descriptor)
+        if _ACCESS_LIST in names:
+            stored.note(one.path, "its access control list (acl(5)) does not travel")
+        for name in sorted(names):
+            if name.startswith(_PREFIX) and _is_utf8(name):
+                found[name] = os.getxattr(one.descriptor, name)
+    except OSError:
+        return {}  # the file system has none
+    if sum(len(name.encode()) + len(value) for name, value in found.items()) > MOST_ATTRIBUTES:
+        stored.note(
+            one.path, f"its attributes, of more than {MOST_ATTRIBUTES} bytes, do not travel"
+        )
+        return {}
+    return found
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in name)
+
+
+def _born(descriptor: int) -> int:
+    """When the file was made, in nanoseconds since 1970; 0 when that is not known."""
+    answer = ffi.new("int64_t *")
+    return int(answer[0]) if lib.sk_born(descriptor, answer) == 0 and answer[0] > 0 else 0
+
+
+def is_same(record: CarriedFile, descriptor: int) -> bool:
+    """Whether an open file of the host of the snapshot is this very one, whatever it holds now."""
+    status = os.fstat(descriptor)
+    place = (status.st_dev, status.st_ino, _born(descriptor))
+    return place == (record.device, record.inode, record.born_ns)
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+Deliver = Callable[[Content, Callable[[list[tuple[int, int]], memoryview], None]], None]
+"""Gives the bytes of a content away, from several threads."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A file that is to be written.
+
+    Attributes:
+        record: what.
+        path: where.
+        replace: what stands there.
+    """
+
+    record: CarriedFile
+    path: str
+    replace: bool = False
+
+
+@dataclass
+class _Staged:
+    order: Order
+    folder: int
+    made: str
+    placed: bool = False
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.order.path)
+
+
+class Arrival:
+    """Files on their way to their places: first they are all written beside these, under names of
+    their own, then they are put there. Until ``keep`` everything can be undone.
+
+    Attributes:
+        notes: what the user should know.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[Note] = []
+        self._staged: list[_Staged] = []
+        self._folders = folder.Folders()
+        self._asides: list[tuple[int, str, str]] = []
+
+    def write(self, orders: Sequence[Order], deliver: Deliver) -> None:
+        """Write all of them.
+
+        Raises:
+            CannotRestore: one cannot be written; nothing has changed then, once ``undo`` is called.
+        """
+        for order in orders:
+            with _told(order):
+                self._stage(order, deliver)
+        for staged in self._staged:
+            with _told(staged.order):
+                self._place(staged)
+
+    def _stage(self, order: Order, deliver: Deliver) -> None:
+        record = order.record
+        into = self._folders.open(os.path.dirname(order.path))
+        made = f".snapkernel-{secrets.token_hex(8)}"
+        if record.target:
+            os.symlink(record.target, made, dir_fd=into)
+            self._staged.append(_Staged(order, into, made))
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(made, flags, 0o600, dir_fd=into)
+        try:
+            self._staged.append(_Staged(order, into, made))
+            self._fill(record, descriptor, deliver)
+        finally:
+            os.close(descriptor)
+
+    def _fill(self, record: CarriedFile, descriptor: int, deliver: Deliver) -> None:
+        def write(runs: list[tuple[int, int]], data: memoryview) -> None:
+            for offset, length in runs:
+                piece, data = data[:length], data[length:]
+                if not offset and piece[:16] == _SQLITE:
+                    self._note(record, _NO_MORE)
+                while piece:
+                    done = os.pwrite(descriptor, piece[:_PIECE], offset)
+                    piece, offset = piece[done:], offset + done
+
+        os.ftruncate(descriptor, record.size)
+        deliver(record.content, write)
+        owner = os.fstat(descriptor)
+        if record.owner != (owner.st_uid, owner.st_gid):
+            try:
+                os.fchown(descriptor, *record.owner)
+            except OSError:
+                if record.owner[0] != owner.st_uid:
+                    self._note(record, f"belongs to user {owner.st_uid}, not {record.owner[0]}")
+        os.fchmod(descriptor, record.mode)
+        for name, value in record.attributes.items():
+            try:
+                os.setxattr(descriptor, name, value)
+            except OSError as error:
+                self._note(record, f"lacks the attribute {name}: {error.strerror}")
+        os.utime(descriptor, ns=(record.mtime_ns, record.mtime_ns))
+
+    def _note(self, record: CarriedFile, reason: str) -> None:
+        self.notes.append(Note(object=f"file {record.path}", status="replaced", reason=reason))
+
+    def _place(self, staged: _Staged) -> None:
+        """Give it its name: a new one, or in exchange for what has it now."""
+        into, name = staged.folder, staged.name
+        if staged.order.replace:
+            aside = f"{staged.made}-old"
+            os.link(name, aside, src_dir_fd=into, dst_dir_fd=into, follow_symlinks=False)
+            self._asides.append((into, aside, name))
+            os.rename(staged.made, name, src_dir_fd=into, dst_dir_fd=into)
+        else:
+            try:
+                os.link(staged.made, name, src_dir_fd=into, dst_dir_fd=into, follow_symlinks=False)
+                os.unlink(staged.made, dir_fd=into)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                # No hard links here: the name is taken first, then what has taken it is replaced.
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=into))
+                os.rename(staged.made, name, src_dir_fd=into, dst_dir_fd=into)
+        staged.placed = True
+
+    def keep(self) -> None:
+        """They stay."""
+        for into, aside, _ in self._asides:
+            with contextlib.suppress(OSError):
+                os.unlink(aside, dir_fd=into)
+        self._folders.close()
+
+    def undo(self) -> None:
+        """As if nothing had been written."""
+        for staged in self._staged:
+            with contextlib.suppress(OSError):
+                if not staged.placed:
+                    os.unlink(staged.made, dir_fd=staged.folder)
+                elif not staged.order.replace:
+                    os.unlink(staged.name, dir_fd=staged.folder)
+        for into, aside, name in self._asides:
+            with contextlib.suppress(OSError):
+                os.rename(aside, name, src_dir_fd=into, dst_dir_fd=into)
+        self._folders.remove_made()
+        self._folders.close()
+
+
+@contextlib.contextmanager
+def _told(order: Order) -> Iterator[None]:
+    """What the system says against writing a file, in our words."""
+    try:
+        yield
+    except FileExistsError:
+        reason = "has come into being while the snapshot was restored"
+        raise CannotRestore(f"file {order.path}", reason, "try again") from None
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}"
+        remedy = "make room or allow it, or restore without files (--files none)"
+        raise CannotRestore(f"file {order.path}", reason, remedy) from None

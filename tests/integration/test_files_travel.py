@@ -1,0 +1,391 @@
+"""Files travel with a snapshot: to a host that has none of them (here they are moved away), to one
+that has others, and back beside the living original."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support.conformance import Conversation, start
+
+import snapkernel
+from snapkernel.errors import CannotRestore
+from snapkernel.resources import file_choice
+from snapkernel.store import Store
+from snapkernel.thaw.restore import hold, plan
+
+pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.timeout(120)]
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def program(name: str) -> list[str]:
+    return [sys.executable, str(PROGRAMS / "travels.py"), name]
+
+
+def taken(
+    name: str, folder: Path, store: str, files: str | list[str] = "open", stop: bool = False
+) -> snapkernel.Snapshot:
+    """A snapshot of a program, which is then gone."""
+    folder.mkdir(exist_ok=True)
+    with start(program(name), folder) as process:
+        assert process.process is not None
+        return snapkernel.checkpoint(process.process.pid, store=store, files=files, stop=stop)
+
+
+def restored(
+    snapshot: snapkernel.Snapshot, store: str, files: str = "refuse"
+) -> tuple[str, tuple[str, ...], list[str]]:
+    """The verdict of a copy, the notes of the restore and what the copy has printed."""
+    with Conversation() as copy:
+        process = snapkernel.restore(snapshot, store=store, stdio=copy.theirs, files=files)
+        copy.hand_over(process)
+        return copy.verdict(), process.notes, copy.seen
+
+
+def refused(snapshot: snapkernel.Snapshot, store: str, files: str = "refuse") -> CannotRestore:
+    with pytest.raises(CannotRestore) as caught:
+        hold(snapshot, store=store, stdio=(0, 1, 2), files=files).destroy()
+    assert all(found.remedy for found in caught.value.findings)
+    return caught.value
+
+
+def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Contents and modes of all small files below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mode)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.stat().st_size < 1 << 20
+    }
+
+
+def note_of(notes: tuple[str, ...], path: Path) -> str:
+    """All that is said of a file."""
+    return "; ".join(note for note in notes if note.startswith(f"file {path}: "))
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    return tmp_path / "work"
+
+
+# --- a host that has none of them ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["live", "stopped"])
+@pytest.mark.parametrize("name", ["open_files", "transaction", "mapped"])
+def test_missing_files_are_written(name: str, stop: bool, work: Path, store: str) -> None:
+    snapshot = taken(name, work, store, stop=stop)
+    before = everything(work)
+    away = work.rename(work.with_name("away"))
+    assert Store.open(store).verify() == []
+    verdict, notes, _ = restored(snapshot, store)
+    assert verdict == "ok"
+    for record in snapshot.files:
+        if not record.common:
+            assert "was not here" in note_of(notes, Path(record.path))
+    assert set(everything(work)) <= set(before)
+    assert everything(away) == before
+
+
+def test_what_a_file_is_besides_its_content(work: Path, store: str) -> None:
+    snapshot = taken("open_files", work, store)
+    old = (work / "data/in.csv").stat()
+    work.rename(work.with_name("away"))
+    assert restored(snapshot, store)[0] == "ok"
+    new = (work / "data/in.csv").stat()
+    for of in ("st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns"):
+        assert getattr(new, of) == getattr(old, of), of
+    assert stat.S_IMODE(work.stat().st_mode) == 0o700
+    assert sorted(os.listdir(work)) == ["data", "run.log", "scratch"]
+
+
+def test_attributes_travel(work: Path, store: str) -> None:
+    work.mkdir()
+    with start(program("grows"), work) as process:
+        assert process.process is not None
+        try:
+            os.setxattr(work / "run.log", "user.origin", b"here")
+        except OSError as error:
+            pytest.skip(f"this file system has no attributes of users: {error}")
+        snapshot = snapkernel.checkpoint(process.process.pid, store=store)
+    work.rename(work.with_name("away"))
+    assert restored(snapshot, store)[0] == "ok"
+    assert os.getxattr(work / "run.log", "user.origin") == b"here"
+
+
+def test_none_travel_if_none_are_wanted(work: Path, store: str) -> None:
+    snapshot = taken("open_files", work, store, files="none")
+    assert snapshot.files == ()
+    assert restored(snapshot, store)[0] == "ok"  # they are here
+    work.rename(work.with_name("away"))
+    assert "run.log" in refused(snapshot, store).reason
+    assert not work.exists()
+
+
+def test_what_was_written_travels_if_it_is_wanted(work: Path, store: str) -> None:
+    snapshot = taken("written", work, store, files="written")
+    paths = {record.path for record in snapshot.files}
+    assert {str(work / "results" / name) for name in ("a.csv", "b.txt", "latest")} <= paths
+    assert str(work / ".cache/c") not in paths
+    work.rename(work.with_name("away"))
+    _, _, said = restored(snapshot, store)
+    assert said[-5:-1] == ["a.csv True", "b.txt True", "latest True", "cache False"]
+    assert os.readlink(work / "results/latest") == "a.csv"
+
+
+def test_patterns(work: Path, store: str) -> None:
+    snapshot = taken("written", work, store, files=["none", "**/*.csv", ".cache/*", "nothing/*"])
+    paths = sorted(str(Path(record.path).relative_to(work)) for record in snapshot.files)
+    assert paths == [".cache/c", "results/a.csv"]
+    assert any(note.startswith("files nothing/*: left") for note in snapshot.notes)
+
+
+def test_the_store_is_no_part_of_itself(work: Path, tmp_path: Path) -> None:
+    store = str(work / "store")
+    snapshot = taken("written", work, store, files=["written", "**"])
+    assert not [record.path for record in snapshot.files if record.path.startswith(store)]
+    assert snapshot.files
+
+
+# --- a host that has others ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(work: Path, store: str) -> snapkernel.Snapshot:
+    """A snapshot of which other files stand here, one of them shorter than where the process is."""
+    snapshot = taken("open_files", work, store)
+    work.rename(work.with_name("away"))
+    (work / "data").mkdir(parents=True)
+    (work / "run.log").write_text("another log\n")
+    (work / "data/in.csv").write_text("short\n")
+    return snapshot
+
+
+def test_others_are_refused_all_at_once(other: snapkernel.Snapshot, work: Path, store: str) -> None:
+    before = everything(work)
+    found = {finding.object: finding.reason for finding in refused(other, store).findings}
+    assert set(found) == {f"file {work}/run.log", f"file {work}/data/in.csv"}
+    assert "12 bytes here, 500 in the snapshot" in found[f"file {work}/run.log"]
+    assert everything(work) == before, "something was written"
+
+
+def test_others_are_kept(other: snapkernel.Snapshot, work: Path, store: str) -> None:
+    verdict, notes, _ = restored(other, store, "keep")
+    assert "row" in verdict  # it reads on behind the end of what is here, as it was told
+    assert any("shorter: has 6 bytes here; the process is at byte" in note for note in notes)
+    assert any(note.startswith(f"file {work}/run.log: kept") for note in notes)
+    assert (work / "data/in.csv").read_text() == "short\n"
+    assert (work / "scratch").exists()
+
+
+def test_others_are_overwritten(other: snapkernel.Snapshot, work: Path, store: str) -> None:
+    verdict, notes, _ = restored(other, store, "overwrite")
+    assert verdict == "ok"
+    assert "was replaced" in note_of(notes, work / "run.log")
+    assert (work / "run.log").stat().st_size == 505
+    assert sorted(os.listdir(work)) == ["data", "run.log", "scratch"]
+
+
+def test_beside_others(other: snapkernel.Snapshot, work: Path, store: str) -> None:
+    verdict, notes, _ = restored(other, store, "beside")
+    assert verdict == "ok"
+    assert f"is {work}/run.log-2" in note_of(notes, work / "run.log")
+    assert (work / "run.log").read_text() == "another log\n"
+    assert (work / "run.log-2").stat().st_size == 505
+
+
+def test_an_equal_file_is_no_other(work: Path, store: str) -> None:
+    """Copied by somebody, with another time."""
+    snapshot = taken("grows", work, store)
+    away = work.rename(work.with_name("away"))
+    work.mkdir()
+    (work / "run.log").write_bytes((away / "run.log").read_bytes())
+    verdict, notes, _ = restored(snapshot, store)
+    assert verdict == "ok"
+    assert not [note for note in notes if str(work) in note]
+
+
+def test_same_size_and_other_content(work: Path, store: str) -> None:
+    snapshot = taken("grows", work, store)
+    work.rename(work.with_name("away"))
+    work.mkdir()
+    (work / "run.log").write_text("two\n")
+    assert "another content" in refused(snapshot, store).reason
+
+
+def test_something_else_in_its_place(work: Path, store: str) -> None:
+    """A directory, a pipe: neither opened nor replaced."""
+    snapshot = taken("grows", work, store)
+    work.rename(work.with_name("away"))
+    work.mkdir()
+    os.mkfifo(work / "run.log")
+    for mode in ("refuse", "keep", "overwrite"):
+        assert "no regular file" in refused(snapshot, store, mode).reason
+    assert restored(snapshot, store, "beside")[0] == "ok"
+
+
+# --- the living original -------------------------------------------------------------------------
+
+
+def test_shared_with_the_living_original(work: Path, store: str) -> None:
+    """Also when it has gone on writing: it is the same file, and nobody writes it anew."""
+    work.mkdir()
+    with start(program("grows"), work) as process:
+        assert process.process is not None
+        snapshot = snapkernel.checkpoint(process.process.pid, store=store)
+        inode = (work / "run.log").stat().st_ino
+        with open(work / "run.log", "a") as more:
+            more.write("meanwhile\n")
+        verdict, notes, _ = restored(snapshot, store)
+        assert verdict == "ok"
+        assert not [note for note in notes if str(work) in note]
+        assert (work / "run.log").read_text() == "one\nmeanwhile\ntwo\n"
+        assert process.verdict() == "ok"
+    assert (work / "run.log").stat().st_ino == inode
+
+
+def test_a_new_file_with_the_old_number(work: Path, store: str) -> None:
+    """File systems give the number of a removed file to the next one."""
+    snapshot = taken("grows", work, store)
+    old = (work / "run.log").stat()
+    for _ in range(50):
+        (work / "run.log").unlink()
+        (work / "run.log").write_text("something else\n")
+        if (work / "run.log").stat().st_ino == old.st_ino:
+            break
+    assert "15 bytes here" in refused(snapshot, store).reason
+
+
+# --- databases -----------------------------------------------------------------------------------
+
+
+def test_a_journal_is_not_laid_beside_another_database(work: Path, store: str) -> None:
+    """SQLite would roll it back into whatever database is there."""
+    snapshot = taken("transaction", work, store)
+    assert {Path(record.path).name for record in snapshot.files} >= {
+        "numbers.db",
+        "numbers.db-journal",
+    }
+    away = work.rename(work.with_name("away"))
+    work.mkdir()
+    (work / "numbers.db").write_bytes(b"another database")
+    for mode in ("refuse", "keep", "beside"):
+        assert "numbers.db" in refused(snapshot, store, mode).reason
+        assert os.listdir(work) == ["numbers.db"]
+    # The very same database, whose transaction has ended meanwhile.
+    (work / "numbers.db").unlink()
+    work.rmdir()
+    away.rename(work)
+    (work / "numbers.db-journal").unlink()
+    with open(work / "numbers.db", "ab") as database:
+        database.write(b"x")
+    assert "belongs to the database" in refused(snapshot, store).reason
+    assert not (work / "numbers.db-journal").exists()
+
+
+# --- hazards -------------------------------------------------------------------------------------
+
+
+def test_written_to_while_it_is_stored(work: Path, store: str) -> None:
+    """What is there at the freeze is in the snapshot; that there is more is said."""
+    work.mkdir()
+    with start(program("grows"), work) as process:
+        assert process.process is not None
+        over = threading.Event()
+
+        def write() -> None:
+            with open(work / "run.log", "a") as log:
+                while not over.is_set():
+                    log.write("more\n")
+                    log.flush()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            snapshot = snapkernel.checkpoint(process.process.pid, store=store)
+        finally:
+            over.set()
+            writer.join()
+    assert any("was written to while it was stored" in note for note in snapshot.notes)
+    whole = (work / "run.log").read_bytes()
+    work.rename(work.with_name("away"))
+    assert restored(snapshot, store)[0] == "ok"
+    (record,) = [r for r in snapshot.files if r.path.endswith("run.log")]
+    assert (work / "run.log").read_bytes() == whole[: record.size] + b"two\n"
+
+
+def test_too_large_to_travel_unasked(
+    work: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said, and a pattern takes it along."""
+    from snapkernel.freeze.checkpoint import checkpoint_here
+
+    monkeypatch.setattr(file_choice, "MOST", 10_000)
+    work.mkdir()
+    place = Store.open(store, create=True)
+    with start(program("open_files"), work) as process:
+        assert process.process is not None
+        pid = process.process.pid
+        plain = checkpoint_here(pid, store=place)
+        asked = checkpoint_here(pid, store=place, files=["data/*.csv"])
+        explained = {found.object: found for found in snapkernel.explain(pid)}
+        assert process.verdict() == "ok"
+    assert not [record for record in plain.files if record.path.endswith("in.csv")]
+    assert any(note.startswith(f"file {work}/data/in.csv: left") for note in plain.notes)
+    assert [record for record in asked.files if record.path.endswith("in.csv")]
+    assert explained[f"file {work}/data/in.csv"].status == "left"
+    assert explained[f"file {work}/run.log"].status == "saved"
+
+
+def test_a_restore_that_fails_takes_its_files_back(
+    work: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = taken("open_files", work, store)
+    work.rename(work.with_name("away"))
+    hold(snapshot, store=store, stdio=(0, 1, 2)).destroy()
+    assert not work.exists()
+    work.mkdir()
+    (work / "run.log").write_text("another log\n")
+    hold(snapshot, store=store, stdio=(0, 1, 2), files="overwrite").destroy()
+    assert everything(work) == {"run.log": (b"another log\n", 0o100644)}
+
+
+def test_links_of_others_are_not_followed(work: Path, store: str, tmp_path: Path) -> None:
+    """Somebody who foresees a restore makes a link in a folder that all may write to."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make links of somebody else")
+    snapshot = taken("grows", work, store)
+    work.rename(work.with_name("away"))
+    (tmp_path / "secret").mkdir()
+    os.symlink("secret", work)
+    os.chown(work, 65534, 65534, follow_symlinks=False)
+    assert "somebody else" in str(refused(snapshot, store)) or not os.listdir(tmp_path / "secret")
+    assert os.listdir(tmp_path / "secret") == []
+    os.chown(work, 0, 0, follow_symlinks=False)
+    assert restored(snapshot, store)[0] == "ok"
+    assert os.listdir(tmp_path / "secret") == ["run.log"]
+
+
+def test_no_rights_to_write_it(work: Path, store: str, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    snapshot = taken("grows", work, store)
+    work.rename(work.with_name("away"))
+    tmp_path.chmod(0o500)
+    try:
+        assert "does not let us" in refused(snapshot, store).reason
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_plan_says_what_would_be_written(work: Path, store: str) -> None:
+    snapshot = taken("grows", work, store)
+    assert not [line for line in plan(snapshot.id, store=store) if "run.log:" in line]
+    work.rename(work.with_name("away"))
+    assert f"-- write file {work}/run.log: 4 bytes" in list(plan(snapshot.id, store=store))
+    assert not work.exists()
