@@ -35,6 +35,7 @@ from snapkernel.resources import (
 )
 from snapkernel.resources.context import Capture, Saver
 from snapkernel.resources.open_file import open_table
+from snapkernel.store.early import Early
 
 
 @dataclass
@@ -68,14 +69,17 @@ class Survey:
     """What was found out before the freeze.
 
     Attributes:
-        findings: what becomes of every object.
-        files: identities of mapped files.
+        capture: what was found: findings, objects that processes share, identities of files.
         looks: of each process, by its pid on this host.
     """
 
-    findings: list[Finding]
-    files: dict[tuple[str, int], FileIdentity]
+    capture: Capture
     looks: dict[int, Look]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What becomes of every object."""
+        return self.capture.findings
 
 
 _LOOKS = 3
@@ -120,7 +124,7 @@ def _look_from_outside(pid: int) -> Survey:
             descriptors.capture(capture, table)
     except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
         raise why_not(pid, error.errno or 0) from None
-    return Survey(capture.findings, capture.known, looks)
+    return Survey(capture, looks)
 
 
 def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
@@ -131,6 +135,7 @@ def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
         maps = procfs.text(f"/proc/{pid}/maps")
         areas = procfs.areas(maps)
         memory.capture(capture, areas, flags)
+        shared_memory.register(capture, areas)
         capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
         capture.saved(f"{len(procfs.tids(pid))} threads")
         capture.saved(f"{len(areas)} memory mappings")
@@ -249,10 +254,11 @@ def capture(
     zombies: Sequence[Zombie],
     files: dict[tuple[str, int], FileIdentity],
     save: Saver | None,
+    early: dict[tuple[str, int], Early] | None = None,
 ) -> tuple[Capture, Clocks]:
     """Look at stopped processes; the first is an ancestor of all others.
 
-    The shared objects they have are read at once, by ``save``. The records of their mappings are
+    The shared objects they have are read at once, by ``save``, with what was stored of them early. The records of their mappings are
     left for :func:`mappings`, their private memory for :func:`private_runs`: both can be had later.
 
     Raises:
@@ -260,6 +266,7 @@ def capture(
     """
     first = parts[0]
     root = Capture(first.target.pid, first.target, first.agent, save, files)
+    root.early = early or {}
     at = clocks(root.pid)
     for part in parts:
         part.capture = root

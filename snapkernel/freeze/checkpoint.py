@@ -2,8 +2,9 @@
 
 1. Look at it and its descendants from outside; refuse what cannot be saved, before anything is
    touched.
-2. Freeze them, look at what only frozen processes show, fork hidden copies, let them go on.
-3. Store the copies' memory while the processes work; commit the manifest last.
+2. Store memory that processes share: of this, only what changes later is stored in the freeze.
+3. Freeze them, look at what only frozen processes show, fork hidden copies, let them go on.
+4. Store the copies' memory while the processes work; commit the manifest last.
 
 With ``stop``, and where no copy can be had, they stay frozen until their memory is stored.
 """
@@ -34,9 +35,10 @@ from snapkernel.freeze.target import Memory, Target
 from snapkernel.freeze.tree import freeze_tree
 from snapkernel.jupyter.connection import find_connection_file, read_connection
 from snapkernel.model import RUN, SCHEMA, Content, Host, Manifest, Note, Zombie
-from snapkernel.resources import memory, process, threads
+from snapkernel.resources import memory, process, shared_memory, threads
 from snapkernel.resources.context import Capture
 from snapkernel.store import SnapshotWriter, Source, Store, check_name
+from snapkernel.store.early import Early
 
 Progress = Callable[[str, int, int], None]
 """Told what is done: a title, bytes so far, bytes in all."""
@@ -302,6 +304,7 @@ class _Shot:
         self.notes: list[Note] = []
         self.parts: list[_Part] = []
         self.zombies: tuple[Zombie, ...] = ()
+        self.early: dict[tuple[str, int], Early] = {}
         self._frozen = contextlib.ExitStack()
         self.capture: Capture
 
@@ -312,6 +315,9 @@ class _Shot:
     def take(self) -> None:
         """Freeze, look, and store."""
         self.writer.prepare()
+        self.survey.capture.save = self._save
+        self.early = shared_memory.save_early(self.survey.capture)
+        self.mark("shared memory")
         start = time.perf_counter()
         copies = self.freeze()
         if copies:
@@ -347,7 +353,7 @@ class _Shot:
                 self.parts.append(part)
             self.mark("agent")
             self.capture, self.clocks = looking.capture(
-                self.parts, self.zombies, self.survey.files, self._save
+                self.parts, self.zombies, self.survey.capture.known, self._save, self.early
             )
             self.mark("captured")
             return [] if self.stop else self._fork()
@@ -395,8 +401,12 @@ class _Shot:
     def _plain(self, reason: str) -> None:
         self.notes.append(Note(object="live checkpoint", status="plain freeze", reason=reason))
 
-    def _save(self, source: object, runs: Sequence[tuple[int, int]]) -> Content:
-        return self.writer.store(source, runs, page_size=PAGE) if runs else Content()  # type: ignore[arg-type]
+    def _save(
+        self, source: object, runs: Sequence[tuple[int, int]], early: Early | None = None
+    ) -> Content:
+        if not runs:
+            return Content()
+        return self.writer.store(source, runs, page_size=PAGE, early=early)  # type: ignore[arg-type]
 
     def _store_memory(self) -> None:
         """Store private pages, of the copies or of the processes."""

@@ -26,6 +26,7 @@ from snapkernel.model import CHUNK, RUN, Content, Manifest
 from snapkernel.store import manifest as manifests
 from snapkernel.store.backend import Backend, Buffer, MissingObject, put
 from snapkernel.store.codec import Encoder
+from snapkernel.store.early import Early, Stored
 from snapkernel.store.index import Index, write_index
 from snapkernel.store.pack import ROW, TARGET_SIZE, OpenPack, Pack, Place, object_name
 
@@ -64,13 +65,6 @@ class _Piece(NamedTuple):
     runs: list[Run]
     windows: list[int]
     length: int
-
-
-class _Result(NamedTuple):
-    """What became of a piece: the runs without zero pages, and a place for each window's rest."""
-
-    runs: list[Run]
-    places: list[Place]
 
 
 @final
@@ -141,6 +135,7 @@ class SnapshotWriter:
         *,
         page_size: int,
         progress: Callable[[int], None] | None = None,
+        early: Early | None = None,
     ) -> Content:
         """Store the bytes of the runs, except for pages of zeros.
 
@@ -150,6 +145,7 @@ class SnapshotWriter:
                 lengths, except that of the last run.
             page_size: bytes, a power of two of at least 4096.
             progress: called with the number of bytes just dealt with, from one thread at a time.
+            early: what is known from storing the same source before, and what is found out now.
 
         Raises:
             StoreError: the store cannot be written. What the source raises is passed on.
@@ -159,13 +155,13 @@ class SnapshotWriter:
             raise StoreError(f"store {self._backend.url}", "this snapshot's writer has ended")
         if not _MIN_PAGE <= page_size <= WINDOW or page_size & (page_size - 1):
             raise ValueError(f"page size {page_size}")
-        results: dict[int, _Result] = {}
+        results: dict[int, Stored] = {}
         runs = list(runs)
         total = sum(length for _, length in runs)
         if total > 2 * _PLAIN:
             self._plain = 0
         self._large = total > procfs.available_memory() // _CACHED
-        pieces = _pieces(runs, page_size)
+        pieces = _pieces(runs, page_size, aligned=early is not None)
         taking = threading.Lock()
 
         def take() -> _Piece | None:
@@ -177,7 +173,7 @@ class SnapshotWriter:
                 with self._lock:
                     worker = self._idle.pop() if self._idle else _Worker(self)
                 while piece:
-                    results[piece.number] = worker.process(source, piece, page_size)
+                    results[piece.number] = worker.process(source, piece, page_size, early)
                     if progress:
                         with taking:
                             progress(piece.length)
@@ -207,7 +203,7 @@ class SnapshotWriter:
                 helper.exception()
             raise
 
-    def _content(self, results: Sequence[_Result]) -> Content:
+    def _content(self, results: Sequence[Stored]) -> Content:
         runs: list[Run] = []
         for result in results:
             for address, length in result.runs:
@@ -346,9 +342,23 @@ class _Worker:
         self._map = bytearray(_PIECE // _MIN_PAGE)
         self._encoder = Encoder(writer.stay_plain)
 
-    def process(self, source: Source, piece: _Piece, page: int) -> _Result:
+    def process(self, source: Source, piece: _Piece, page: int, early: Early | None) -> Stored:
         """Read a piece, store what is new of it."""
-        source.read_into(piece.runs, self._memory[: piece.length])
+        known = None if early is None else early.find(piece.runs)
+        if known is not None:
+            return known
+        data = self._memory[: piece.length]
+        source.read_into(piece.runs, data)
+        if early is None:
+            return self._store(piece, page)
+        known = early.find(piece.runs, data)
+        if known is None:
+            mark = early.mark(data)
+            known = self._store(piece, page)
+            early.keep(piece.runs, mark, known)
+        return known
+
+    def _store(self, piece: _Piece, page: int) -> Stored:
         runs, windows = self._drop_zeros(piece, page)
         places = []
         batch: list[tuple[Place, int, Buffer]] = []
@@ -362,7 +372,7 @@ class _Worker:
                 batch.append((place, *self._encoder.encode(raw)))
         if batch:
             self._writer.append(batch)
-        return _Result(runs, places)
+        return Stored(runs, places)
 
     def _drop_zeros(self, piece: _Piece, page: int) -> tuple[list[Run], list[int]]:
         """Move all other pages together; return their runs and the bytes left of each window."""
@@ -411,8 +421,9 @@ def _extend(runs: list[Run], address: int, length: int) -> None:
         runs.append((address, length))
 
 
-def _pieces(runs: Iterable[Run], page_size: int) -> Iterator[_Piece]:
-    """Cut runs into pieces of whole windows."""
+def _pieces(runs: Iterable[Run], page_size: int, *, aligned: bool = False) -> Iterator[_Piece]:
+    """Cut runs into pieces of whole windows; where pieces are to be found again when the runs have
+    changed elsewhere, at multiples of their size."""
     number = size = end = 0
     window = -1
     taken: list[Run] = []
@@ -423,8 +434,9 @@ def _pieces(runs: Iterable[Run], page_size: int) -> Iterator[_Piece]:
         end = address + length
         while address < end:
             if address // WINDOW != window:
+                crossed = aligned and address // _PIECE != window * WINDOW // _PIECE
                 window = address // WINDOW
-                if size + WINDOW > _PIECE:
+                if size + WINDOW > _PIECE or (crossed and size):
                     yield _Piece(number, taken, windows, size)
                     number, size, taken, windows = number + 1, 0, [], []
                 windows.append(0)
