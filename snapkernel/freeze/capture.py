@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -255,10 +255,12 @@ def capture(
     files: dict[tuple[str, int], FileIdentity],
     save: Saver | None,
     early: dict[tuple[str, int], Early] | None = None,
+    each: Callable[[Frozen], None] = lambda frozen: None,
 ) -> tuple[Capture, Clocks]:
     """Look at stopped processes; the first is an ancestor of all others.
 
-    The shared objects they have are read at once, by ``save``, with what was stored of them early. The records of their mappings are
+    ``each`` is told when a process has been looked at by itself, without what it shares. The shared
+    objects they have are read at once, by ``save``, with what was stored of them early. The records of their mappings are
     left for :func:`mappings`, their private memory for :func:`private_runs`: both can be had later.
 
     Raises:
@@ -273,6 +275,7 @@ def capture(
         if part is not first:
             part.capture = root.sibling(part.target.pid, part.target, part.agent)
         part.process = _capture_one(part)
+        each(part)
         shared_memory.register(part.capture, part.areas)
     family.check(root, [*(part.process for part in parts), *zombies])
     with open_table(*(part.target.pid for part in parts)) as table:
