@@ -454,7 +454,13 @@ class _Shot:
                 self.progress("storing memory", done, total)
 
         for part, own in zip(self.parts, runs, strict=True):
-            content = self.writer.store(part.source(), own, page_size=PAGE, progress=tell)
+            content = self.writer.store(
+                part.source(),
+                own,
+                page_size=PAGE,
+                progress=tell,
+                whole=memory.not_zero(part.process.memory.mappings),
+            )
             space = msgspec.structs.replace(
                 part.process.memory, content=content, guards=part.guards()
             )

@@ -179,6 +179,12 @@ def holds_private_pages(mapping: Mapping) -> bool:
     return not mapping.shared and not {"dp", "wf"} & set(mapping.flags)
 
 
+def not_zero(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
+    """Where a page of zeros is not what would be there anyway: private mappings of something."""
+    found = [m for m in mappings if m.file is not None or m.object is not None]
+    return _spans(mapping for mapping in found if not mapping.shared)
+
+
 def scan(pid: int, mappings: Iterable[Mapping], *, guards: bool = False) -> list[tuple[int, int]]:
     """Runs of private pages (or of guard pages) in the mappings."""
     kind = Kind.GUARD if guards else Kind.PRIVATE

@@ -8,6 +8,7 @@ are all the memory there is.
 
 from __future__ import annotations
 
+import bisect
 import mmap
 import os
 import threading
@@ -136,6 +137,7 @@ class SnapshotWriter:
         page_size: int,
         progress: Callable[[int], None] | None = None,
         early: Early | None = None,
+        whole: Sequence[tuple[int, int]] = (),
     ) -> Content:
         """Store the bytes of the runs, except for pages of zeros.
 
@@ -146,6 +148,8 @@ class SnapshotWriter:
             page_size: bytes, a power of two of at least 4096.
             progress: called with the number of bytes just dealt with, from one thread at a time.
             early: what is known from storing the same source before, and what is found out now.
+            whole: ``(start, end)``, ascending and disjoint, where pages of zeros are stored as well,
+                because without them something else would be there: the content of a file.
 
         Raises:
             StoreError: the store cannot be written. What the source raises is passed on.
@@ -162,6 +166,7 @@ class SnapshotWriter:
             self._plain = 0
         self._large = total > procfs.available_memory() // _CACHED
         pieces = _pieces(runs, page_size, aligned=early is not None)
+        kept = _Ranges(whole)
         taking = threading.Lock()
 
         def take() -> _Piece | None:
@@ -173,7 +178,9 @@ class SnapshotWriter:
                 with self._lock:
                     worker = self._idle.pop() if self._idle else _Worker(self)
                 while piece:
-                    results[piece.number] = worker.process(source, piece, page_size, early)
+                    results[piece.number] = worker.process(
+                        source, piece, page_size, early, kept
+                    )
                     if progress:
                         with taking:
                             progress(piece.length)
@@ -332,6 +339,22 @@ class SnapshotWriter:
                 pass  # an error is on its way already; `gc` removes what is left
 
 
+class _Ranges:
+    """Ascending and disjoint ranges of addresses."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self._ranges = ranges
+        self._ends = [end for _, end in ranges]
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of them that are between two addresses."""
+        for at in range(bisect.bisect_right(self._ends, start), len(self._ranges)):
+            low, high = self._ranges[at]
+            if low >= end:
+                break
+            yield max(low, start), min(high, end)
+
+
 class _Worker:
     """One thread's buffers and what it does with a piece."""
 
@@ -342,7 +365,9 @@ class _Worker:
         self._map = bytearray(_PIECE // _MIN_PAGE)
         self._encoder = Encoder(writer.stay_plain)
 
-    def process(self, source: Source, piece: _Piece, page: int, early: Early | None) -> Stored:
+    def process(
+        self, source: Source, piece: _Piece, page: int, early: Early | None, whole: _Ranges
+    ) -> Stored:
         """Read a piece, store what is new of it."""
         known = None if early is None else early.find(piece.runs)
         if known is not None:
@@ -350,16 +375,16 @@ class _Worker:
         data = self._memory[: piece.length]
         source.read_into(piece.runs, data)
         if early is None:
-            return self._store(piece, page)
+            return self._store(piece, page, whole)
         known = early.find(piece.runs, data)
         if known is None:
             mark = early.mark(data)
-            known = self._store(piece, page)
+            known = self._store(piece, page, whole)
             early.keep(piece.runs, mark, known)
         return known
 
-    def _store(self, piece: _Piece, page: int) -> Stored:
-        runs, windows = self._drop_zeros(piece, page)
+    def _store(self, piece: _Piece, page: int, whole: _Ranges) -> Stored:
+        runs, windows = self._drop_zeros(piece, page, whole)
         places = []
         batch: list[tuple[Place, int, Buffer]] = []
         start = 0
@@ -374,7 +399,9 @@ class _Worker:
             self._writer.append(batch)
         return Stored(runs, places)
 
-    def _drop_zeros(self, piece: _Piece, page: int) -> tuple[list[Run], list[int]]:
+    def _drop_zeros(
+        self, piece: _Piece, page: int, whole: _Ranges
+    ) -> tuple[list[Run], list[int]]:
         """Move all other pages together; return their runs and the bytes left of each window."""
         pages = -(-piece.length // page)
         padding = pages * page - piece.length
@@ -382,6 +409,8 @@ class _Worker:
             self._memory[piece.length : pages * page] = bytes(padding)
         found = ffi.from_buffer(self._map)
         kept = lib.sk_nonzero_pages(self._address, pages, page, found)
+        if kept < pages:
+            kept += self._keep(piece, page, whole)
         if kept == pages:
             return piece.runs, piece.windows
         if kept == 0:
@@ -398,6 +427,18 @@ class _Worker:
         if self._map[pages - 1]:
             windows[-1] -= padding
         return list(self._runs_left(piece.runs, page)), windows
+
+    def _keep(self, piece: _Piece, page: int, whole: _Ranges) -> int:
+        """Mark the pages of zeros that are needed; how many there are."""
+        count = position = 0
+        for address, length in piece.runs:
+            for start, end in whole.within(address, address + length):
+                first = position + (start - address) // page
+                last = position + -(-(end - address) // page)
+                count += self._map.count(0, first, last)
+                self._map[first:last] = b"\1" * (last - first)
+            position += -(-length // page)
+        return count
 
     def _runs_left(self, runs: Sequence[Run], page: int) -> Iterator[Run]:
         position = 0
