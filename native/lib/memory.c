@@ -124,8 +124,9 @@ static int64_t scan_entries(int fd, uint64_t start, uint64_t end, uint64_t page,
     for (size_t i = 0; i < (size_t)got / sizeof *entries; i++, start += page) {
       uint64_t entry = entries[i];
       int guard = (entry & ENTRY_GUARD) != 0;
-      int own = (entry & (ENTRY_PRESENT | ENTRY_SWAPPED)) && !(entry & ENTRY_FILE) && !guard;
-      if ((kind ? guard : own) && !append(runs, capacity, count, start, start + page))
+      int any = (entry & (ENTRY_PRESENT | ENTRY_SWAPPED)) && !guard;
+      int wanted = kind == SK_GUARD ? guard : any && (kind == SK_ANY || !(entry & ENTRY_FILE));
+      if (wanted && !append(runs, capacity, count, start, start + page))
         return (int64_t)start;
     }
   }
@@ -143,17 +144,18 @@ int64_t sk_scan_pages(int fd, uint64_t start, uint64_t end, uint64_t page_size, 
                                .end = end,
                                .vec = (uint64_t)(uintptr_t)regions,
                                .vec_len = REGIONS};
-    if (kind) {
+    if (kind == SK_GUARD) {
       scan.category_mask = IS_GUARD;
     } else {
-      scan.category_mask = scan.category_inverted = IS_FILE | IS_PFNZERO;
+      if (kind == SK_PRIVATE)
+        scan.category_mask = scan.category_inverted = IS_FILE | IS_PFNZERO;
       scan.category_anyof_mask = IS_PRESENT | IS_SWAPPED;
       scan.return_mask = knows_guards ? IS_GUARD : 0;
     }
     int found = ioctl(fd, SCAN_IOCTL, &scan);
     if (found < 0) {
       if (errno == EINVAL && knows_guards) { /* Linux before 6.15 has no IS_GUARD */
-        if (kind)
+        if (kind == SK_GUARD)
           break;
         knows_guards = 0;
         continue;
@@ -163,12 +165,12 @@ int64_t sk_scan_pages(int fd, uint64_t start, uint64_t end, uint64_t page_size, 
       break; /* no PAGEMAP_SCAN */
     }
     for (int i = 0; i < found; i++) {
-      if (!kind && (regions[i].categories & IS_GUARD))
+      if (kind != SK_GUARD && (regions[i].categories & IS_GUARD))
         continue;
-      if (!kind && !knows_guards) {
+      if (kind != SK_GUARD && !knows_guards) {
         /* A guard looks like a swapped page; the entries tell them apart. */
         int64_t got =
-            scan_entries(fd, regions[i].start, regions[i].end, page_size, 0, runs, capacity, count);
+            scan_entries(fd, regions[i].start, regions[i].end, page_size, kind, runs, capacity, count);
         if (got < 0 || (uint64_t)got < regions[i].end)
           return got;
       } else if (!append(runs, capacity, count, regions[i].start, regions[i].end)) {

@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from snapkernel.freeze.agent import Agent
     from snapkernel.freeze.target import Target
     from snapkernel.resources.shared_memory import SharedObject
+    from snapkernel.store.early import Early
 
 
 class Saver(Protocol):
     """Puts bytes of the frozen process into the store at once (they may change afterwards)."""
 
-    def __call__(self, source: object, runs: Sequence[tuple[int, int]]) -> Content: ...
+    def __call__(
+        self, source: object, runs: Sequence[tuple[int, int]], early: Early | None = None
+    ) -> Content: ...
 
 
 class Capture:
@@ -49,6 +52,7 @@ class Capture:
         target: the process when it is frozen.
         agent: the agent in it.
         save: for contents that must be read while the process is frozen.
+        early: what was stored of objects before, by device and inode.
         known: identities of files by path and inode, found out earlier.
         choice: which files travel.
         findings: every object that is not simply saved.
@@ -75,6 +79,7 @@ class Capture:
         self.pipe_index: dict[str, int] = {}
         self.queues: dict[int, UnixQueue] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
+        self.early: dict[tuple[str, int], Early] = {}
         self.shared_memory: list[SharedMemory] = []
         self.files: list[FileIdentity] = []
         self._file_index: dict[str, int] = {}

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from snapkernel import procfs
 from snapkernel.freeze.agent import PAGE
-from snapkernel.freeze.pages import resident_pages, scan_pages
+from snapkernel.freeze.pages import Kind, resident_pages, scan_pages
 from snapkernel.resources.context import Capture
 
 if TYPE_CHECKING:
+    from snapkernel.freeze.target import Memory
     from snapkernel.resources.shared_memory import SharedObject
 
 _MOST_TOUCHED = 1 << 30
@@ -38,11 +39,11 @@ class View:
 
     def runs(self) -> list[tuple[int, int]]:
         """The offsets of the pieces, without the seams."""
-        return _joined(self.pieces)
+        return joined(self.pieces)
 
     def unseen(self, size: int) -> int:
         """How many of the object's bytes no mapping shows."""
-        seen = _joined(_disjoint([(offset, length, 0) for offset, length in self.seen]))
+        seen = joined(_disjoint([(offset, length, 0) for offset, length in self.seen]))
         return sum(length for _, length in _without([(0, size)], seen))
 
 
@@ -77,6 +78,29 @@ def look(capture: Capture, known: SharedObject) -> View:
         seen += [(start - shift, length) for start, length in _without([whole], own)]
         end = max(end, until - shift)
     return View(_disjoint(pieces), seen, end)
+
+
+def present(pid: int, areas: Iterable[procfs.Area]) -> list[tuple[int, int, int]]:
+    """Pieces of an object that a running process has in its page table: to read them brings no
+    page to life, as long as they stay there."""
+    found = []
+    for area in areas:
+        if area.shared:
+            shift = area.start - area.offset
+            runs = scan_pages(pid, [(area.start, area.end)], kind=Kind.ANY)
+            found += [(start - shift, length, start) for start, length in runs]
+    return _disjoint(found)
+
+
+def joined(pieces: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """The offsets of pieces, without the seams."""
+    runs: list[tuple[int, int]] = []
+    for offset, length, _ in pieces:
+        if runs and sum(runs[-1]) == offset:
+            runs[-1] = (runs[-1][0], runs[-1][1] + length)
+        else:
+            runs.append((offset, length))
+    return runs
 
 
 def _on_tmpfs(capture: Capture, known: SharedObject) -> bool:
@@ -153,17 +177,6 @@ def _disjoint(pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return found
 
 
-def _joined(pieces: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """The offsets of pieces, without the seams."""
-    runs: list[tuple[int, int]] = []
-    for offset, length, _ in pieces:
-        if runs and sum(runs[-1]) == offset:
-            runs[-1] = (runs[-1][0], runs[-1][1] + length)
-        else:
-            runs.append((offset, length))
-    return runs
-
-
 class MappedSource:
     """Bytes of an object through its mappings, by offset in the object.
 
@@ -171,9 +184,8 @@ class MappedSource:
         pieces: ``(offset, length, address)``, ascending and disjoint.
     """
 
-    def __init__(self, capture: Capture, pieces: list[tuple[int, int, int]]) -> None:
-        assert capture.target is not None
-        self.memory = capture.target.memory
+    def __init__(self, memory: Memory, pieces: list[tuple[int, int, int]]) -> None:
+        self.memory = memory
         self.pieces = pieces
 
     def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:

@@ -39,7 +39,7 @@ from snapkernel.constants import (
 from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
-from snapkernel.freeze.pages import scan_pages
+from snapkernel.freeze.pages import Kind, scan_pages
 from snapkernel.model import RUN, Mapping
 from snapkernel.resources import memory_locks, shared_memory, vdso
 from snapkernel.resources.context import Build, Capture
@@ -179,9 +179,16 @@ def holds_private_pages(mapping: Mapping) -> bool:
     return not mapping.shared and not {"dp", "wf"} & set(mapping.flags)
 
 
+def not_zero(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
+    """Where a page of zeros is not what would be there anyway: private mappings of something."""
+    found = [m for m in mappings if m.file is not None or m.object is not None]
+    return _spans(mapping for mapping in found if not mapping.shared)
+
+
 def scan(pid: int, mappings: Iterable[Mapping], *, guards: bool = False) -> list[tuple[int, int]]:
     """Runs of private pages (or of guard pages) in the mappings."""
-    return scan_pages(pid, _spans(mappings), guards=guards)
+    kind = Kind.GUARD if guards else Kind.PRIVATE
+    return scan_pages(pid, _spans(mappings), kind=kind)
 
 
 def _spans(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
