@@ -48,7 +48,7 @@ from snapkernel.model import (
     UnixQueue,
     UnixSocket,
 )
-from snapkernel.resources import carried_file, file_choice, socket_options, unix_queue
+from snapkernel.resources import file_choice, socket_options, unix_queue
 
 MOST = 1 << 20
 """Entries of a table: the default of fs.nr_open, and more than the largest of other limits."""
@@ -202,9 +202,13 @@ def _carried(files: Sequence[CarriedFile]) -> None:
     for file in files:
         what = f"file {file.path[:80]!r}"
         _path(what, file.path)
-        if file.path != os.path.normpath(file.path) or file.path in ("/", "//"):
+        if (
+            file.path != os.path.normpath(file.path)
+            or file.path.startswith("//")
+            or not file.path[1:]
+        ):
             raise ValueError(f"{what}: is not the name of a file")
-        if file.path.startswith("//") or file_choice.is_of_kernel(file.path):
+        if file_choice.is_of_kernel(file.path):
             raise ValueError(f"{what}: the kernel has no such files")
         above = file.path
         while (above := os.path.dirname(above)) != "/":
@@ -229,7 +233,7 @@ def _carried_file(what: str, file: CarriedFile) -> None:
         if not name.startswith("user.") or len(name.encode()) > _MOST_NAME_OF_ATTRIBUTE:
             raise ValueError(f"{what}: the attribute {name[:80]!r} does not travel")
         total += len(name.encode()) + len(value)
-    if total > carried_file.MOST_ATTRIBUTES or (file.target and total):
+    if total > file_choice.MOST_ATTRIBUTES or (file.target and total):
         raise ValueError(f"{what}: has more attributes than a file can have")
 
 

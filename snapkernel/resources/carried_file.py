@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import time
@@ -31,8 +32,6 @@ _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _RIGHTS = 0o777
 _PREFIX = "user."
 _ACCESS_LIST = "system.posix_acl_access"
-MOST_ATTRIBUTES = 1 << 16
-"""Bytes of all attributes of a file, on most file systems (xattr(7))."""
 _PIECE = 4 << 20
 _SQLITE = b"SQLite format 3\0"
 _NO_MORE = (
@@ -115,17 +114,16 @@ def capture(capture: Capture, table: Table, areas: Sequence[procfs.Area]) -> lis
         return []
     here = places(table.pids)
     expressions = [e for _, _, e in capture.choice.expressions(here.working[0])]
-    found: dict[tuple[int, int], Found] = {}
+    found: dict[str, Found] = {}
     for file in table.files:
-        key = file.status.st_dev, file.status.st_ino
         one = _open_file(capture, file, table, here)
         if one is None:
             continue
         one.named = any(e.fullmatch(one.path) for e in expressions)
         if one.named or (capture.choice.open and (file.writable or here.is_own(one.path))):
-            old = found.setdefault(key, one)
+            old = found.setdefault(one.path, one)
             old.common = old.common and one.common
-        elif capture.choice.open and capture.target is None and key not in found:
+        elif capture.choice.open and capture.target is None and one.path not in found:
             reason = "is only read, elsewhere than in a working or temporary directory"
             capture.report(f"file {one.path}", "shared", reason)
     for area in areas:
@@ -166,9 +164,9 @@ def _is_of_parent(file: OpenFile, table: Table) -> bool:
 def _mapped_file(
     capture: Capture,
     area: procfs.Area,
-    found: dict[tuple[int, int], Found],
+    found: dict[str, Found],
     here: Places,
-    expressions: Sequence[object],
+    expressions: Sequence[re.Pattern[str]],
 ) -> None:
     """A file that is mapped for writing, and need not be open any more."""
     if not area.name.startswith("/") or file_choice.is_of_kernel(area.name):
@@ -179,11 +177,12 @@ def _mapped_file(
         return
     if status.st_ino != area.inode or not stat.S_ISREG(status.st_mode):
         return
-    key = status.st_dev, status.st_ino
-    if key not in found and capture.choice.open:
-        found[key] = Found(area.name, status, file_choice.is_hidden(area.name, here.own))
-    if key in found:
-        found[key].mapped = True
+    named = any(e.fullmatch(area.name) for e in expressions)
+    if area.name not in found and (capture.choice.open or named):
+        common = file_choice.is_hidden(area.name, here.own)
+        found[area.name] = Found(area.name, status, common, named)
+    if area.name in found:
+        found[area.name].mapped = True
 
 
 def _affordable(capture: Capture, found: list[Found]) -> list[Found]:
@@ -243,7 +242,6 @@ def search(capture: Capture, here: Places, began: float, open_now: Sequence[Foun
     unpacked or downloaded with its old times is found.
     """
     choice, directory = capture.choice, here.working[0]
-    seen = {(one.status.st_dev, one.status.st_ino) for one in open_now}
     paths = {one.path for one in open_now}
     found: dict[str, Found] = {}
     for pattern, start, expression in choice.expressions(directory):
@@ -252,7 +250,7 @@ def search(capture: Capture, here: Places, began: float, open_now: Sequence[Foun
         for path, status in listed:
             if expression.fullmatch(path):
                 fits = True
-                if (status.st_dev, status.st_ino) not in seen:
+                if path not in paths:
                     found[path] = Found(path, status, named=True)
         if not fits:
             capture.report(f"files {pattern}", "left", "there is none")
@@ -264,8 +262,7 @@ def search(capture: Capture, here: Places, began: float, open_now: Sequence[Foun
         for path, status in file_choice.walk(here.root, start):
             if file_choice.is_hidden(path, [start]) or "/__pycache__/" in path:
                 continue
-            known = path in found or (status.st_dev, status.st_ino) in seen
-            if status.st_ctime >= began and not known:
+            if status.st_ctime >= began and path not in found and path not in paths:
                 found[path] = Found(path, status)
     return [one for one in _affordable(capture, list(found.values())) if _is_kind(capture, one)]
 
@@ -317,10 +314,10 @@ def store(found: Sequence[Found], root: str, save: Saver, froze_ns: int, runs_on
         runs_on: they do no more.
     """
     stored = Stored()
-    taken: set[str] = set()
+    links: dict[tuple[int, int], str] = {}
     for one in found:
         try:
-            if one.path in taken or not _is_text(stored, one.path):
+            if not _is_text(stored, one.path):
                 continue
             was_open = one.descriptor >= 0
             if stat.S_ISLNK(one.status.st_mode):
@@ -329,7 +326,13 @@ def store(found: Sequence[Found], root: str, save: Saver, froze_ns: int, runs_on
                 stored.records.append(_record(stored, one, save, runs_on, froze_ns, was_open))
             else:
                 continue
-            taken.add(one.path)
+            first = links.setdefault((one.status.st_dev, one.status.st_ino), one.path)
+            if first != one.path:
+                stored.note(
+                    one.path,
+                    f"is the same file as {first}; where both are missing, a "
+                    "restore makes two of them",
+                )
         except OSError as error:
             stored.note(one.path, f"does not travel: {error.strerror}", "left")
         finally:
@@ -421,9 +424,13 @@ def _attributes(stored: Stored, one: Found) -> dict[str, bytes]:
                 found[name] = os.getxattr(one.descriptor, name)
     except OSError:
         return {}  # the file system has none
-    if sum(len(name.encode()) + len(value) for name, value in found.items()) > MOST_ATTRIBUTES:
+    if (
+        sum(len(name.encode()) + len(value) for name, value in found.items())
+        > file_choice.MOST_ATTRIBUTES
+    ):
         stored.note(
-            one.path, f"its attributes, of more than {MOST_ATTRIBUTES} bytes, do not travel"
+            one.path,
+            f"its attributes, of more than {file_choice.MOST_ATTRIBUTES} bytes, do not travel",
         )
         return {}
     return found

@@ -24,6 +24,8 @@ from snapkernel.errors import InvalidName
 
 MOST = 1 << 30
 """Bytes of the files that travel without having been asked for by a pattern."""
+MOST_ATTRIBUTES = 1 << 16
+"""Bytes of the attributes of a file, with their names (XATTR_SIZE_MAX, xattr(7))."""
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 """Folders for temporary files on every Linux (hier(7), shm_overview(7))."""
 _OF_KERNEL = ("/proc/", "/sys/", "/dev/")
