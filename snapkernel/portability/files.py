@@ -18,7 +18,7 @@ from snapkernel import procfs
 from snapkernel.errors import CannotRestore, Finding
 from snapkernel.model import CarriedFile, Manifest, Note, RegularFile
 from snapkernel.resources import carried_file, file_choice, file_content
-from snapkernel.resources.carried_file import Order
+from snapkernel.resources.file_arrival import Order
 
 MODES = ("refuse", "keep", "overwrite", "beside", "none")
 """What to do where another file stands; ``none`` is to write nothing at all."""

@@ -1,4 +1,4 @@
-"""Files that travel with a snapshot: found and stored, and written where they are missing.
+"""Files that travel with a snapshot: found and stored; ``file_arrival`` writes them again.
 
 Which ones is in ``file_choice``. They are opened while the processes are frozen, and read
 afterwards, so that the pause is no longer for them: of a file that somebody only appends to, the
@@ -13,17 +13,15 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from snapkernel import procfs
 from snapkernel._native import ffi, lib
-from snapkernel.errors import CannotRestore
-from snapkernel.model import CarriedFile, Content, Note
-from snapkernel.resources import file_choice, folder, stream
+from snapkernel.model import CarriedFile, Note
+from snapkernel.resources import file_choice, stream
 from snapkernel.resources.context import Capture, Saver
 from snapkernel.resources.file_content import FileSource, data_runs
 from snapkernel.resources.open_file import OpenFile, Table
@@ -32,13 +30,6 @@ _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _RIGHTS = 0o777
 _PREFIX = "user."
 _ACCESS_LIST = "system.posix_acl_access"
-_PIECE = 4 << 20
-_SQLITE = b"SQLite format 3\0"
-_NO_MORE = (
-    "is a database that SQLite knows by the number of its file, which is another one now: open "
-    "connections can read, but no longer write; connect again"
-)
-"""SQLITE_READONLY_DBMOVED (https://www.sqlite.org/rescode.html)."""
 
 
 @dataclass
@@ -114,51 +105,52 @@ def capture(capture: Capture, table: Table, areas: Sequence[procfs.Area]) -> lis
         return []
     here = places(table.pids)
     expressions = [e for _, _, e in capture.choice.expressions(here.working[0])]
+    logs = _logs_of_parent(table)
     found: dict[str, Found] = {}
+    opened: dict[tuple[int, int], list[OpenFile]] = {}
     for file in table.files:
-        one = _open_file(capture, file, table, here)
-        if one is None:
+        if not _has_path(capture, file, table):
             continue
-        one.named = any(e.fullmatch(one.path) for e in expressions)
-        if one.named or (capture.choice.open and (file.writable or here.is_own(one.path))):
-            old = found.setdefault(one.path, one)
-            old.common = old.common and one.common
-        elif capture.choice.open and capture.target is None and one.path not in found:
+        opened.setdefault(_key(file.status), []).append(file)
+        named = any(e.fullmatch(file.link) for e in expressions)
+        if named or (capture.choice.open and (file.writable or here.is_own(file.link))):
+            hidden = file_choice.is_hidden(file.link, here.own)
+            common = hidden or min(file.numbers) <= 2 or _key(file.status) in logs
+            one = found.setdefault(file.link, Found(file.link, file.status, common, named))
+            one.common = one.common and common
+        elif capture.choice.open and capture.target is None and file.link not in found:
             reason = "is only read, elsewhere than in a working or temporary directory"
-            capture.report(f"file {one.path}", "shared", reason)
+            capture.report(f"file {file.link}", "shared", reason)
     for area in areas:
         if area.shared and "w" in area.permissions and area.inode:
             _mapped_file(capture, area, found, here, expressions)
-    within = _affordable(capture, list(found.values()))
-    kept = [one for one in within if capture.target is None or _open(capture, one, table)]
+    kept = _affordable(capture, list(found.values()))
     if capture.target is None:
         for one in kept:
             capture.travels(f"file {one.path}", one.bytes)
-    return kept
+        return kept
+    return [one for one in kept if _open(capture, one, opened.get(_key(one.status), []))]
 
 
-def _open_file(capture: Capture, file: OpenFile, table: Table, here: Places) -> Found | None:
-    """A regular file with a path that leads to it."""
+def _key(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _has_path(capture: Capture, file: OpenFile, table: Table) -> bool:
+    """A regular file that will be opened again by its path."""
     if not file.is_regular or not file.status.st_nlink or file.only_path:
-        return None
-    if file_choice.is_of_kernel(file.link) or stream.is_stream(capture, file, table):
-        return None
-    common = (
-        file_choice.is_hidden(file.link, here.own)
-        or min(file.numbers) <= 2
-        or _is_of_parent(file, table)
-    )
-    return Found(file.link, file.status, common)
+        return False
+    return not file_choice.is_of_kernel(file.link) and not stream.is_stream(capture, file, table)
 
 
-def _is_of_parent(file: OpenFile, table: Table) -> bool:
-    """A log that the parent of all processes prints to as well: the server's."""
+def _logs_of_parent(table: Table) -> list[tuple[int, int]]:
+    """What the parent of all processes prints to: the log of a server, which its kernels share."""
     parent = procfs.stat(table.pids[0])[1]
+    found = []
     for number in (1, 2):
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(f"/proc/{parent}/fd/{number}"), file.status):
-                return True
-    return False
+            found.append(_key(os.stat(f"/proc/{parent}/fd/{number}")))
+    return found
 
 
 def _mapped_file(
@@ -203,9 +195,9 @@ def _affordable(capture: Capture, found: list[Found]) -> list[Found]:
     return kept
 
 
-def _open(capture: Capture, one: Found, table: Table) -> bool:
-    """A descriptor to read it by; if there can be none, that is reported."""
-    files = [f for f in table.files if os.path.samestat(f.status, one.status)]
+def _open(capture: Capture, one: Found, files: Sequence[OpenFile]) -> bool:
+    """A descriptor to read it by, of our own; if there can be none, that is reported. ``files`` are
+    the descriptions of it that the processes have."""
     leased = [f for f in files if any("LEASE" in line for _, line in f.locks)]
     try:
         if leased:
@@ -326,7 +318,7 @@ def store(found: Sequence[Found], root: str, save: Saver, froze_ns: int, runs_on
                 stored.records.append(_record(stored, one, save, runs_on, froze_ns, was_open))
             else:
                 continue
-            first = links.setdefault((one.status.st_dev, one.status.st_ino), one.path)
+            first = links.setdefault(_key(one.status), one.path)
             if first != one.path:
                 stored.note(
                     one.path,
@@ -451,166 +443,3 @@ def is_same(record: CarriedFile, descriptor: int) -> bool:
     status = os.fstat(descriptor)
     place = (status.st_dev, status.st_ino, _born(descriptor))
     return place == (record.device, record.inode, record.born_ns)
-
-
-# --- writing -----------------------------------------------------------------------------------
-
-
-Deliver = Callable[[Content, Callable[[list[tuple[int, int]], memoryview], None]], None]
-"""Gives the bytes of a content away, from several threads."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """A file that is to be written.
-
-    Attributes:
-        record: what.
-        path: where.
-        replace: what stands there.
-    """
-
-    record: CarriedFile
-    path: str
-    replace: bool = False
-
-
-@dataclass
-class _Staged:
-    order: Order
-    folder: int
-    made: str
-    placed: bool = False
-
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.order.path)
-
-
-class Arrival:
-    """Files on their way to their places: first they are all written beside these, under names of
-    their own, then they are put there. Until ``keep`` everything can be undone.
-
-    Attributes:
-        notes: what the user should know.
-    """
-
-    def __init__(self) -> None:
-        self.notes: list[Note] = []
-        self._staged: list[_Staged] = []
-        self._folders = folder.Folders()
-        self._asides: list[tuple[int, str, str]] = []
-
-    def write(self, orders: Sequence[Order], deliver: Deliver) -> None:
-        """Write all of them.
-
-        Raises:
-            CannotRestore: one cannot be written; nothing has changed then, once ``undo`` is called.
-        """
-        for order in orders:
-            with _told(order):
-                self._stage(order, deliver)
-        for staged in self._staged:
-            with _told(staged.order):
-                self._place(staged)
-
-    def _stage(self, order: Order, deliver: Deliver) -> None:
-        record = order.record
-        into = self._folders.open(os.path.dirname(order.path))
-        made = f".snapkernel-{secrets.token_hex(8)}"
-        if record.target:
-            os.symlink(record.target, made, dir_fd=into)
-            self._staged.append(_Staged(order, into, made))
-            return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(made, flags, 0o600, dir_fd=into)
-        try:
-            self._staged.append(_Staged(order, into, made))
-            self._fill(record, descriptor, deliver)
-        finally:
-            os.close(descriptor)
-
-    def _fill(self, record: CarriedFile, descriptor: int, deliver: Deliver) -> None:
-        def write(runs: list[tuple[int, int]], data: memoryview) -> None:
-            for offset, length in runs:
-                piece, data = data[:length], data[length:]
-                if not offset and piece[:16] == _SQLITE:
-                    self._note(record, _NO_MORE)
-                while piece:
-                    done = os.pwrite(descriptor, piece[:_PIECE], offset)
-                    piece, offset = piece[done:], offset + done
-
-        os.ftruncate(descriptor, record.size)
-        deliver(record.content, write)
-        owner = os.fstat(descriptor)
-        if record.owner != (owner.st_uid, owner.st_gid):
-            try:
-                os.fchown(descriptor, *record.owner)
-            except OSError:
-                if record.owner[0] != owner.st_uid:
-                    self._note(record, f"belongs to user {owner.st_uid}, not {record.owner[0]}")
-        os.fchmod(descriptor, record.mode)
-        for name, value in record.attributes.items():
-            try:
-                os.setxattr(descriptor, name, value)
-            except OSError as error:
-                self._note(record, f"lacks the attribute {name}: {error.strerror}")
-        os.utime(descriptor, ns=(record.mtime_ns, record.mtime_ns))
-
-    def _note(self, record: CarriedFile, reason: str) -> None:
-        self.notes.append(Note(object=f"file {record.path}", status="replaced", reason=reason))
-
-    def _place(self, staged: _Staged) -> None:
-        """Give it its name: a new one, or in exchange for what has it now."""
-        into, name = staged.folder, staged.name
-        if staged.order.replace:
-            aside = f"{staged.made}-old"
-            os.link(name, aside, src_dir_fd=into, dst_dir_fd=into, follow_symlinks=False)
-            self._asides.append((into, aside, name))
-            os.rename(staged.made, name, src_dir_fd=into, dst_dir_fd=into)
-        else:
-            try:
-                os.link(staged.made, name, src_dir_fd=into, dst_dir_fd=into, follow_symlinks=False)
-                os.unlink(staged.made, dir_fd=into)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                    raise
-                # No hard links here: the name is taken first, then what has taken it is replaced.
-                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=into))
-                os.rename(staged.made, name, src_dir_fd=into, dst_dir_fd=into)
-        staged.placed = True
-
-    def keep(self) -> None:
-        """They stay."""
-        for into, aside, _ in self._asides:
-            with contextlib.suppress(OSError):
-                os.unlink(aside, dir_fd=into)
-        self._folders.close()
-
-    def undo(self) -> None:
-        """As if nothing had been written."""
-        for staged in self._staged:
-            with contextlib.suppress(OSError):
-                if not staged.placed:
-                    os.unlink(staged.made, dir_fd=staged.folder)
-                elif not staged.order.replace:
-                    os.unlink(staged.name, dir_fd=staged.folder)
-        for into, aside, name in self._asides:
-            with contextlib.suppress(OSError):
-                os.rename(aside, name, src_dir_fd=into, dst_dir_fd=into)
-        self._folders.remove_made()
-        self._folders.close()
-
-
-@contextlib.contextmanager
-def _told(order: Order) -> Iterator[None]:
-    """What the system says against writing a file, in our words."""
-    try:
-        yield
-    except FileExistsError:
-        reason = "has come into being while the snapshot was restored"
-        raise CannotRestore(f"file {order.path}", reason, "try again") from None
-    except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
-        remedy = "make room or allow it, or restore without files (--files none)"
-        raise CannotRestore(f"file {order.path}", reason, remedy) from None

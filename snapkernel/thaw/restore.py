@@ -33,8 +33,8 @@ from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
 from snapkernel.portability.files import Arrivals, decide
 from snapkernel.resources import descriptors, family, sockets, vdso
-from snapkernel.resources.carried_file import Arrival
 from snapkernel.resources.context import Build, Fill
+from snapkernel.resources.file_arrival import Arrival
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
 from snapkernel.thaw.stub import Spawn, Stub, needs_user_namespace

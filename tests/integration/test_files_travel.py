@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,6 +262,59 @@ def test_a_new_file_with_the_old_number(work: Path, store: str) -> None:
         if (work / "run.log").stat().st_ino == old.st_ino:
             break
     assert "15 bytes here" in refused(snapshot, store).reason
+
+
+# --- what others use as well ---------------------------------------------------------------------
+
+
+def test_a_history_of_this_host_is_used(work: Path, store: str) -> None:
+    """Whatever is asked: it is neither refused, nor replaced, nor doubled."""
+    snapshot = taken("history", work, store)
+    work.rename(work.with_name("away"))
+    assert restored(snapshot, store)[0] == "ok"
+    path = work / ".config/history"
+    assert path.read_text() == "one\ntwo\n"
+    for mode in ("refuse", "keep", "overwrite", "beside"):
+        path.write_text("of this host\n")
+        verdict, notes, _ = restored(snapshot, store, mode)
+        assert verdict == "ok"
+        assert "the one that is here is used" in note_of(notes, path)
+        assert path.read_text() == "of this host\ntwo\n"
+        assert os.listdir(path.parent) == ["history"]
+
+
+def test_a_log_that_it_was_started_with(work: Path, store: str, tmp_path: Path) -> None:
+    """Its server's, on standard error and on a copy of it, as in ipykernel."""
+    work.mkdir()
+    code = "import os, sys; os.dup2(2, 50); print('ready', flush=True); input()"
+    log = tmp_path / "server.log"
+    with open(log, "ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            cwd=work,
+        )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        snapshot = snapkernel.checkpoint(process.pid, store=store)
+        process.kill()
+    (record,) = snapshot.files
+    assert (record.path, record.common) == (str(log), True)
+
+
+def test_two_names_of_a_file(work: Path, store: str) -> None:
+    work.mkdir()
+    with start(program("grows"), work) as process:
+        assert process.process is not None
+        os.link(work / "run.log", work / "second")
+        snapshot = snapkernel.checkpoint(process.process.pid, store=store, files="second")
+    assert "is the same file as" in note_of(snapshot.notes, work / "second")
+    work.rename(work.with_name("away"))
+    assert restored(snapshot, store)[0] == "ok"
+    assert (work / "second").read_text() == "one\n"
 
 
 # --- databases -----------------------------------------------------------------------------------

@@ -84,6 +84,17 @@ def mapped():
 
 
 @program
+def history():
+    """A file of the user's, which all programs on a host share."""
+    os.mkdir(".config")
+    with open(".config/history", "a") as shared:
+        shared.write("one\n")
+        shared.flush()
+        yield
+        shared.write("two\n")
+
+
+@program
 def written():
     """Results that were written and closed."""
     os.mkdir("results")
