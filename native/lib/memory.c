@@ -169,8 +169,8 @@ int64_t sk_scan_pages(int fd, uint64_t start, uint64_t end, uint64_t page_size, 
         continue;
       if (kind != SK_GUARD && !knows_guards) {
         /* A guard looks like a swapped page; the entries tell them apart. */
-        int64_t got =
-            scan_entries(fd, regions[i].start, regions[i].end, page_size, kind, runs, capacity, count);
+        int64_t got = scan_entries(fd, regions[i].start, regions[i].end, page_size, kind, runs,
+                                   capacity, count);
         if (got < 0 || (uint64_t)got < regions[i].end)
           return got;
       } else if (!append(runs, capacity, count, regions[i].start, regions[i].end)) {

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,7 +309,8 @@ class _Thaw:
     ) -> None:
         self.manifest = manifest
         self.store = store
-        self.fetch = fetch
+        self._coming = {manifest.processes[0].pid: fetch}
+        self._to_send: deque[tuple[int, Content]] = deque()
         self.inherited = inherited
         self.progress = progress
         self.began = began
@@ -355,7 +357,14 @@ class _Thaw:
         first.install(call_site(stub.target.memory, areas))
         self.agents = {build.process.pid: first}
         for pid, step in steps:
-            self._do(build, self.agents[pid], pid, step)
+            if isinstance(step, rebuild.FillAll) and step.fill.content.length >= _SMALL:
+                self._to_send.append((pid, step.fill.content))
+        try:
+            for pid, step in steps:
+                self._do(build, self.agents[pid], pid, step)
+        finally:
+            for fetch in self._coming.values():
+                fetch.close()
         for process in self.manifest.processes:
             agent = self.agents[process.pid]
             agent.ignores_trap = process.actions.get(signal.SIGTRAP) == agent.trap_action()
@@ -383,7 +392,7 @@ class _Thaw:
             threads = self._process(pid).threads
             self._run(build, agent, step.batch, target.tids[threads.index(step.thread)])
         elif isinstance(step, rebuild.FillAll):
-            self._fill_all(pid, target, step.fill.content)
+            self._fill_all(pid, target, step.fill)
         elif isinstance(step, Fill):
             self._fill(target, step)
         elif isinstance(step, rebuild.MakeThreads):
@@ -407,13 +416,20 @@ class _Thaw:
         agent.run(batch, tid)
         build.note_lost(batch)
 
-    def _fill_all(self, pid: int, target: Target, content: Content) -> None:
-        """Private memory; that of the first process is on its way already."""
-        if pid == self.manifest.processes[0].pid:
-            self._deliver(self.fetch, target, 0)
-        else:
-            with self.store.fetch(self.manifest, content) as fetch:
-                self._deliver(fetch, target, 0)
+    def _fill_all(self, pid: int, target: Target, fill: Fill) -> None:
+        """Private memory; that of the first process is on its way already, and that of the next
+        large one is sent for before this one is written."""
+        while self._to_send and self._to_send[0][0] in (pid, *self._coming):
+            self._to_send.popleft()
+        fetch = self._coming.pop(pid, None)
+        if fetch is None and fill.content.length < _SMALL:
+            self._fill(target, fill)
+            return
+        with fetch or self.store.fetch(self.manifest, fill.content) as fetch:
+            if self._to_send:
+                following, content = self._to_send.popleft()
+                self._coming[following] = self.store.fetch(self.manifest, content)
+            self._deliver(fetch, target, 0)
         self.mark("fill memory")
 
     def _fill(self, target: Target, step: Fill) -> None:
