@@ -27,6 +27,8 @@ from snapkernel.resources.context import Build
 from snapkernel.runs import Run, common, extend, joined, without
 from snapkernel.store.fetch import Part, parts
 
+_NOT_MUCH = 8 << 20
+"""Bytes that may be compared in vain."""
 LOWEST = 0x10000
 """Nothing is mapped below: vm.mmap_min_addr."""
 _NOT_INHERITED = frozenset(["dc", "wf", "dp"])
@@ -70,11 +72,14 @@ class Inheritance:
 
     Attributes:
         kept: ranges that stay mapped.
-        dropped: pages in them that the child does not have.
-        rest: the content that it is given.
+        there: the parent's pages in them.
+        dropped: those of these that the child does not have.
+        rest: the content that it is given. It is stored by windows, so some of its pages may be
+            there.
     """
 
     kept: list[Run]
+    there: list[Run]
     dropped: list[Run]
     rest: Content
 
@@ -89,7 +94,8 @@ def inherit(parent: AddressSpace, child: AddressSpace) -> Inheritance:
     shared = joined(run for part in same for run in part.runs)
     kept = [run for run in possible if _worth_it(run, theirs, shared)]
     rest = [part for part in pieces if not _is_there(part, known, kept)]
-    return Inheritance(kept, without(common(theirs, kept), own), _content(rest))
+    there = list(common(theirs, kept))
+    return Inheritance(kept, there, without(there, own), _content(rest))
 
 
 def _alike(parent: AddressSpace, child: AddressSpace) -> Iterator[Run]:
@@ -114,8 +120,10 @@ def _same_making(one: Mapping, other: Mapping) -> bool:
 
 
 def _worth_it(run: Run, theirs: Sequence[Run], shared: Sequence[Run]) -> bool:
-    """The parent has nothing there, or something that the child has as well."""
-    return not any(common([run], theirs)) or any(common([run], shared))
+    """The parent has not much there, or something of it is what the child has: a large area without
+    anything in common is of two processes that got it at the same address one by one."""
+    size = sum(length for _, length in common([run], theirs))
+    return size <= _NOT_MUCH or any(common([run], shared))
 
 
 def _is_there(part: Part, known: set[tuple[bytes, tuple[Run, ...]]], kept: Sequence[Run]) -> bool:

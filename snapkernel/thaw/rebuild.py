@@ -75,9 +75,14 @@ class Write:
 
 @dataclass(frozen=True)
 class FillAll:
-    """The private memory."""
+    """The private memory.
+
+    Attributes:
+        there: where pages of the parent are there already, of which the same are to stay.
+    """
 
     fill: Fill
+    there: Sequence[Run] = ()
 
 
 Step = (
@@ -190,18 +195,20 @@ class _Spaces:
         self._filled.add(pid)
         build = self._builds[pid]
         content = build.process.memory.content
+        there: Sequence[Run] = ()
         if pid in self._born_filled:
             dropped: Sequence[Run] = ()
             if pid in self.heirs:
                 found = self._inheritances[pid]
                 build.kept, dropped, content = found.kept, found.dropped, found.rest
+                there = found.there
             held = [(self._agent, SIZE), *shared_memory.staged(build)]
             yield pid, inheritance.rebuild(build, dropped, held)
         yield pid, shared_memory.rebuild_mappings(build)
         yield pid, memory.rebuild_mappings(build)
         for step in _vdso(build, self._same_vdso[pid]):
             yield pid, step
-        yield pid, FillAll(Fill("private memory", content))
+        yield pid, FillAll(Fill("private memory", content), there)
 
 
 def _rest(build: Build, own_namespace: bool, identity: bool) -> Iterator[Step]:
