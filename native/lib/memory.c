@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -67,6 +68,34 @@ long sk_write_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, cons
         skip += (uint64_t)moved;
         moved = 0;
       }
+    }
+  }
+  return 0;
+}
+
+long sk_write_changed(int pid, int mem_fd, const uint64_t *runs, size_t count,
+                      const uint8_t *buffer, uint64_t *failed) {
+  uint8_t there[65536];
+  uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+  for (size_t i = 0; i < count; i++) {
+    for (uint64_t at = 0; at < runs[2 * i + 1];) {
+      uint64_t rest = runs[2 * i + 1] - at, size = rest < sizeof there ? rest : sizeof there;
+      uint64_t found[2] = {runs[2 * i] + at, size};
+      long result = sk_read_runs(mem_fd, found, 1, there, failed);
+      for (uint64_t from = 0; result == 0 && from < size;) {
+        uint64_t to = from;
+        while (to < size && memcmp(there + to, buffer + to, size - to < page ? size - to : page))
+          to = to + page < size ? to + page : size;
+        if (to > from) {
+          uint64_t changed[2] = {found[0] + from, to - from};
+          result = sk_write_runs(pid, mem_fd, changed, 1, buffer + from, failed);
+        }
+        from = to + page;
+      }
+      if (result < 0)
+        return result;
+      buffer += size;
+      at += size;
     }
   }
   return 0;
@@ -169,8 +198,8 @@ int64_t sk_scan_pages(int fd, uint64_t start, uint64_t end, uint64_t page_size, 
         continue;
       if (kind != SK_GUARD && !knows_guards) {
         /* A guard looks like a swapped page; the entries tell them apart. */
-        int64_t got =
-            scan_entries(fd, regions[i].start, regions[i].end, page_size, kind, runs, capacity, count);
+        int64_t got = scan_entries(fd, regions[i].start, regions[i].end, page_size, kind, runs,
+                                   capacity, count);
         if (got < 0 || (uint64_t)got < regions[i].end)
           return got;
       } else if (!append(runs, capacity, count, regions[i].start, regions[i].end)) {

@@ -14,6 +14,10 @@ long sk_read_runs(int mem_fd, const uint64_t *runs, size_t count, uint8_t *buffe
 long sk_write_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, const uint8_t *buffer,
                    uint64_t *failed);
 
+/* The same, for those pages only that differ from what is there. */
+long sk_write_changed(int pid, int mem_fd, const uint64_t *runs, size_t count,
+                      const uint8_t *buffer, uint64_t *failed);
+
 /* Kinds of pages:
  *   SK_PRIVATE: pages of its own that the process has (present or swapped, not of a file, not the
  *               zero page, not a guard): their content is nowhere else

@@ -26,6 +26,7 @@ from snapkernel.resources import (
     credentials,
     descriptors,
     family,
+    inheritance,
     memory,
     process,
     shared_memory,
@@ -358,15 +359,19 @@ def _capture_one(part: Frozen) -> Process:
     )
 
 
-def mappings(part: Frozen, flags: memory.Flags) -> Process:
-    """The process with the records of its mappings, made from what was read in the freeze.
+def mappings(
+    part: Frozen, flags: memory.Flags, parent: Sequence[procfs.Area] | None = None
+) -> Process:
+    """The process with the records of its mappings, made from what was read in the freeze, and with
+    what it may have from its parent, whose mappings are given.
 
     Raises:
         CannotCheckpoint: one of them cannot be had again.
     """
     found = memory.capture(part.capture, part.areas, flags)
     refuse(part.target.pid, part.capture.findings)
-    space = msgspec.structs.replace(part.process.memory, mappings=found)
+    inherited = b"" if parent is None else inheritance.capture(parent, part.areas)
+    space = msgspec.structs.replace(part.process.memory, mappings=found, inherited=inherited)
     return msgspec.structs.replace(part.process, memory=space)
 
 

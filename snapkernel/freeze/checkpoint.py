@@ -356,8 +356,10 @@ class _Shot:
         if copies:
             self.pause = time.perf_counter() - start
         with live.ended(copies):
+            areas = {part.process.pid: part.areas for part in self.parts}
             for part in self.parts:
-                part.process = looking.mappings(part, part.flags)
+                parent = areas.get(part.process.ppid)
+                part.process = looking.mappings(part, part.flags, parent)
             self._store_files(runs_on=bool(copies))
             self._store_memory()
         self.mark("stored")

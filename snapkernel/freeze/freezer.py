@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -118,6 +119,10 @@ def main() -> None:
         _send(answer, ("progress", title, done, total))
 
     pid, url, name, stop, files = pickle.load(sys.stdin.buffer)
+    with contextlib.suppress(OSError, ValueError):
+        # We need each descriptor of the target, and one for each file that travels.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.suppress(OSError):
         os.nice(-10)  # the target waits for us; only a privileged user may ask for it
     with contextlib.suppress(SnapkernelError, OSError):

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from snapkernel.freeze.agent import Agent
 
 
-
 class Kind(IntEnum):
     """Kinds of pages: those that are nowhere else; guard pages (madvise(2), MADV_GUARD_INSTALL);
     all that the page table holds."""

@@ -121,8 +121,9 @@ def capture(capture: Capture, table: Table, areas: Sequence[procfs.Area]) -> lis
         elif capture.choice.open and capture.target is None and file.link not in found:
             reason = "is only read, elsewhere than in a working or temporary directory"
             capture.report(f"file {file.link}", "shared", reason)
+    programs = {(area.device, area.inode) for area in areas if "x" in area.permissions}
     for area in areas:
-        if area.shared and "w" in area.permissions and area.inode:
+        if area.inode and area.name.startswith("/") and (area.device, area.inode) not in programs:
             _mapped_file(capture, area, found, here, expressions)
     kept = _affordable(capture, list(found.values()))
     if capture.target is None:
@@ -160,8 +161,11 @@ def _mapped_file(
     here: Places,
     expressions: Sequence[re.Pattern[str]],
 ) -> None:
-    """A file that is mapped for writing, and need not be open any more."""
-    if not area.name.startswith("/") or file_choice.is_of_kernel(area.name):
+    """A file that is mapped, and need not be open any more; no program or library."""
+    changes = area.shared and "w" in area.permissions
+    named = any(e.fullmatch(area.name) for e in expressions)
+    wanted = capture.choice.open and (changes or here.is_own(area.name))
+    if not (wanted or named) or file_choice.is_of_kernel(area.name):
         return
     try:
         status = os.stat(here.root + area.name, follow_symlinks=False)
@@ -169,12 +173,9 @@ def _mapped_file(
         return
     if status.st_ino != area.inode or not stat.S_ISREG(status.st_mode):
         return
-    named = any(e.fullmatch(area.name) for e in expressions)
-    if area.name not in found and (capture.choice.open or named):
-        common = file_choice.is_hidden(area.name, here.own)
-        found[area.name] = Found(area.name, status, common, named)
-    if area.name in found:
-        found[area.name].mapped = True
+    common = file_choice.is_hidden(area.name, here.own)
+    one = found.setdefault(area.name, Found(area.name, status, common, named))
+    one.mapped = one.mapped or changes
 
 
 def _affordable(capture: Capture, found: list[Found]) -> list[Found]:

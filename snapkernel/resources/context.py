@@ -192,6 +192,7 @@ class Build:
         numbers: where each description is held that is there already.
         stream_cells: descriptor of each inherited stream.
         staging: where each shared anonymous object is mapped meanwhile.
+        kept: ranges that this process has from its parent: start and length.
         ports: old to new TCP ports.
         names: ``struct sockaddr`` that each bound socket has got.
         routes: the listener that each unix socket connects to, by description.
@@ -209,6 +210,7 @@ class Build:
     numbers: dict[int, int] = field(default_factory=dict)
     stream_cells: dict[int, Cell] = field(default_factory=dict)
     staging: dict[int, int] = field(default_factory=dict)
+    kept: Sequence[tuple[int, int]] = ()
     ports: dict[int, int] = field(default_factory=dict)
     names: dict[int, bytes] = field(default_factory=dict)
     routes: dict[int, int] = field(default_factory=dict)

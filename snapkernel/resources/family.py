@@ -8,7 +8,7 @@ in the old one has these before it does so again. Groups are joined when all are
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from snapkernel.freeze.batch import Batch, Words
@@ -58,9 +58,15 @@ def check(capture: Capture, members: Sequence[Member]) -> None:
             capture.refuse(subject, "the leader of its process group has ended", "end it")
 
 
-def steps(manifest: Manifest) -> Iterator[tuple[int, Fork | Batch | End]]:
-    """Births, sessions, groups and ends, each with the pid of the process that it is for."""
+def steps(
+    manifest: Manifest, heirs: Container[int] = ()
+) -> Iterator[tuple[int, Fork | Batch | End]]:
+    """Births, sessions, groups and ends, each with the pid of the process that it is for.
+
+    ``heirs`` are born after their brothers: their parent's memory has been filled by then.
+    """
     members: list[Made] = [*manifest.processes, *manifest.zombies]
+    members.sort(key=lambda member: member.pid in heirs)
     first = manifest.processes[0]
     groups = {first.pid: first.pgid}
     yield from _births(members, first, first.sid, groups)

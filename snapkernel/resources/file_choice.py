@@ -4,8 +4,9 @@ A file that a process has open is a part of its state: at the place of a restore
 with what the process has read or written of it. So the default, ``open``, takes
 
 - regular files that are open, or mapped, for writing, wherever they are;
-- those that are only read, when they are below a working directory or a folder for temporary files.
-  Elsewhere they belong to what is installed on the host, or are data that all hosts share.
+- those that are only read, and are no programs or libraries, when they are below a working
+  directory or a folder for temporary files. Elsewhere they belong to what is installed on the host,
+  or are data that all hosts share.
 
 Files that nobody has open are found by name, by anybody, and may be any number: they travel when
 they are asked for, by ``written`` (changed below a working directory since the process began) or by

@@ -15,6 +15,7 @@ from snapkernel import procfs
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.pages import Kind, resident_pages, scan_pages
 from snapkernel.resources.context import Capture
+from snapkernel.runs import Run, joined, without
 
 if TYPE_CHECKING:
     from snapkernel.freeze.target import Memory
@@ -39,12 +40,12 @@ class View:
 
     def runs(self) -> list[tuple[int, int]]:
         """The offsets of the pieces, without the seams."""
-        return joined(self.pieces)
+        return offsets(self.pieces)
 
     def unseen(self, size: int) -> int:
         """How many of the object's bytes no mapping shows."""
-        seen = joined(_disjoint([(offset, length, 0) for offset, length in self.seen]))
-        return sum(length for _, length in _without([(0, size)], seen))
+        seen = offsets(_disjoint([(offset, length, 0) for offset, length in self.seen]))
+        return sum(length for _, length in without([(0, size)], seen))
 
 
 def look(capture: Capture, known: SharedObject) -> View:
@@ -73,9 +74,9 @@ def look(capture: Capture, known: SharedObject) -> View:
             until = _readable_until(capture, area, max(map(sum, [*sure, *own]), default=0))
         whole = (area.start, until - area.start)
         shift = area.start - area.offset
-        for start, length in _without(_without(runs, [(until, area.end - until)]), own):
+        for start, length in without(without(runs, [(until, area.end - until)]), own):
             pieces.append((start - shift, length, start))
-        seen += [(start - shift, length) for start, length in _without([whole], own)]
+        seen += [(start - shift, length) for start, length in without([whole], own)]
         end = max(end, until - shift)
     return View(_disjoint(pieces), seen, end)
 
@@ -92,15 +93,9 @@ def present(pid: int, areas: Iterable[procfs.Area]) -> list[tuple[int, int, int]
     return _disjoint(found)
 
 
-def joined(pieces: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """The offsets of pieces, without the seams."""
-    runs: list[tuple[int, int]] = []
-    for offset, length, _ in pieces:
-        if runs and sum(runs[-1]) == offset:
-            runs[-1] = (runs[-1][0], runs[-1][1] + length)
-        else:
-            runs.append((offset, length))
-    return runs
+def offsets(pieces: Iterable[tuple[int, int, int]]) -> list[Run]:
+    """Those of pieces, without the seams."""
+    return joined((offset, length) for offset, length, _ in pieces)
 
 
 def _on_tmpfs(capture: Capture, known: SharedObject) -> bool:
@@ -142,27 +137,6 @@ def _readable_until(capture: Capture, area: procfs.Area, sure: int) -> int:
             high = middle
         middle = low + (high - low) // 2 // PAGE * PAGE
     return low
-
-
-def _without(
-    runs: Iterable[tuple[int, int]], holes: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """The parts of runs that are in no hole; both ascending."""
-    left = []
-    at = 0
-    for start, length in runs:
-        end = start + length
-        while at < len(holes) and sum(holes[at]) <= start:
-            at += 1
-        behind = at
-        while behind < len(holes) and holes[behind][0] < end:
-            if start < holes[behind][0]:
-                left.append((start, holes[behind][0] - start))
-            start = sum(holes[behind])
-            behind += 1
-        if start < end:
-            left.append((start, end - start))
-    return left
 
 
 def _disjoint(pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

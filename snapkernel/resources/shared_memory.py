@@ -43,7 +43,7 @@ from snapkernel.model import Content, Manifest, Mapping, Note, Process, SharedMe
 from snapkernel.resources import unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
 from snapkernel.resources.file_content import FileSource, data_runs
-from snapkernel.resources.mapped_view import MappedSource, View, joined, look, present
+from snapkernel.resources.mapped_view import MappedSource, View, look, offsets, present
 from snapkernel.store.early import Early
 
 SEAL_SEAL = 1
@@ -216,7 +216,7 @@ def _save_early(capture: Capture, known: SharedObject) -> Early:
             else:
                 memory = stack.enter_context(closing(Memory(holder.pid)))
                 pieces = present(holder.pid, known.areas)
-                source, runs = MappedSource(memory, pieces), joined(pieces)
+                source, runs = MappedSource(memory, pieces), offsets(pieces)
         except (OSError, TargetError):
             return early  # it has gone meanwhile, or can only be read in the freeze
         capture.save(_Changing(source), runs, early)
@@ -407,7 +407,19 @@ def _map_anonymous(build: Build, batch: Batch, index: int, mappings: Sequence[Ma
         batch.call("mremap", at + mapping.offset, 0, size, flags, mapping.start, note=note)
         if mapping.protection != PROT_READ | PROT_WRITE:
             batch.call("mprotect", mapping.start, size, mapping.protection, note=note)
-    batch.call("munmap", at, staged_size(build.manifest, index))
+
+
+def staged(build: Build) -> list[tuple[int, int]]:
+    """Where shared anonymous objects are mapped meanwhile: start and length."""
+    return [(at, staged_size(build.manifest, index)) for index, at in build.staging.items()]
+
+
+def rebuild_unstaged(build: Build) -> Batch:
+    """When the process and all its children have mapped them."""
+    batch = Batch("unmap what was only mapped meanwhile")
+    for at, length in staged(build):
+        batch.call("munmap", at, length)
+    return batch
 
 
 def rebuild_seals(build: Build) -> Batch:

@@ -12,10 +12,8 @@ from typing import NamedTuple, final
 
 from xxhash import xxh3_128, xxh3_128_digest
 
+from snapkernel.runs import Run
 from snapkernel.store.pack import Place
-
-Run = tuple[int, int]
-"""Address (or offset in a file) and length, in bytes."""
 
 
 class Stored(NamedTuple):

@@ -24,6 +24,7 @@ from snapkernel import procfs
 from snapkernel._native import ffi, lib
 from snapkernel.errors import StoreError
 from snapkernel.model import CHUNK, RUN, Content, Manifest
+from snapkernel.runs import Run, extend
 from snapkernel.store import manifest as manifests
 from snapkernel.store.backend import Backend, Buffer, MissingObject, put
 from snapkernel.store.codec import Encoder
@@ -44,9 +45,6 @@ _CACHED = 4
 """A snapshot of up to this part of the memory that is available goes through the page cache, whence
 it can be restored in a moment. A larger one goes around it: it would push out all else."""
 _MIN_PAGE = 4096
-
-Run = tuple[int, int]
-"""Address (or offset in a file) and length, in bytes."""
 
 
 class Source(Protocol):
@@ -148,7 +146,7 @@ class SnapshotWriter:
             page_size: bytes, a power of two of at least 4096.
             progress: called with the number of bytes just dealt with, from one thread at a time.
             early: what is known from storing the same source before, and what is found out now.
-            whole: ``(start, end)``, ascending and disjoint, where pages of zeros are stored as well,
+            whole: ``(start, end)``, ascending and disjoint, where pages of zeros are stored too,
                 because without them something else would be there: the content of a file.
 
         Raises:
@@ -178,9 +176,7 @@ class SnapshotWriter:
                 with self._lock:
                     worker = self._idle.pop() if self._idle else _Worker(self)
                 while piece:
-                    results[piece.number] = worker.process(
-                        source, piece, page_size, early, kept
-                    )
+                    results[piece.number] = worker.process(source, piece, page_size, early, kept)
                     if progress:
                         with taking:
                             progress(piece.length)
@@ -214,7 +210,7 @@ class SnapshotWriter:
         runs: list[Run] = []
         for result in results:
             for address, length in result.runs:
-                _extend(runs, address, length)
+                extend(runs, address, length)
         rows = []
         for result in results:
             for place in result.places:
@@ -399,9 +395,7 @@ class _Worker:
             self._writer.append(batch)
         return Stored(runs, places)
 
-    def _drop_zeros(
-        self, piece: _Piece, page: int, whole: _Ranges
-    ) -> tuple[list[Run], list[int]]:
+    def _drop_zeros(self, piece: _Piece, page: int, whole: _Ranges) -> tuple[list[Run], list[int]]:
         """Move all other pages together; return their runs and the bytes left of each window."""
         pages = -(-piece.length // page)
         padding = pages * page - piece.length
@@ -454,14 +448,6 @@ class _Worker:
             position = end
 
 
-def _extend(runs: list[Run], address: int, length: int) -> None:
-    """Append a run, joined with the one before where they touch."""
-    if runs and runs[-1][0] + runs[-1][1] == address:
-        runs[-1] = (runs[-1][0], runs[-1][1] + length)
-    else:
-        runs.append((address, length))
-
-
 def _pieces(runs: Iterable[Run], page_size: int, *, aligned: bool = False) -> Iterator[_Piece]:
     """Cut runs into pieces of whole windows; where pieces are to be found again when the runs have
     changed elsewhere, at multiples of their size."""
@@ -484,7 +470,7 @@ def _pieces(runs: Iterable[Run], page_size: int, *, aligned: bool = False) -> It
             part = min(end, (window + 1) * WINDOW) - address
             windows[-1] += part
             size += part
-            _extend(taken, address, part)
+            extend(taken, address, part)
             address += part
     if size:
         yield _Piece(number, taken, windows, size)

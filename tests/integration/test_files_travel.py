@@ -155,6 +155,28 @@ def test_the_store_is_no_part_of_itself(work: Path, tmp_path: Path) -> None:
     assert snapshot.files
 
 
+MOUNTED = 'mount -t tmpfs -o mode=755 none "$0" && exec "$@"'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_another_file_system(work: Path, store: str) -> None:
+    """A restore where an empty file system is mounted over all that the process had."""
+    snapshot = taken("open_files", work, store)
+    before = everything(work)
+    command = [sys.executable, "-c", "from snapkernel.commands import main; main()"]
+    command += ["restore", snapshot.id, "--store", store]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", MOUNTED, str(work), *command],
+        input="go\n",
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["ok"]), done.stderr
+    assert f"file {work}/run.log: written" in done.stderr
+    assert everything(work) == before
+
+
 # --- a host that has others ----------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Programs whose files travel with them. The protocol is that of the conformance programs; they
 begin in a folder of their own."""
 
+import contextlib
 import mmap
 import os
 import sqlite3
@@ -76,10 +77,16 @@ def mapped():
     with open("matrix", "r+b") as file:
         memory = mmap.mmap(file.fileno(), 8192)
     memory[5000:5003] = b"abc"
+    Path("constants").write_bytes(b"1" * 8192)
+    with open("constants", "rb") as file:
+        constants = mmap.mmap(file.fileno(), 8192, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    for number in {int(n) for n in os.listdir("/proc/self/fd")} - {0, 1, 2}:
+        with contextlib.suppress(OSError):
+            os.close(number)  # Python keeps a descriptor for each mapping
     yield
+    expect("constants", constants[:8192], b"1" * 8192)
     expect("memory", memory[4999:5004], b"0abc0")
     memory[0:1] = b"x"
-    memory.flush()
     expect("file", Path("matrix").read_bytes()[:1], b"x")
 
 
