@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from blake3 import blake3
 
 from snapkernel.freeze.agent import PAGE
 from snapkernel.model import Content
+from snapkernel.runs import without
 from snapkernel.store.fetch import parts
 
 _PIECE = 1 << 20
@@ -74,31 +75,10 @@ def is_equal(descriptor: int, size: int, content: Content) -> bool:
         source.read_into(part.runs, buffer[: part.length])
         if blake3(buffer[: part.length]).digest() != part.id:
             return False
-    for start, length in _without(data_runs(descriptor, size), content.iter_runs()):
+    for start, length in without(data_runs(descriptor, size), list(content.iter_runs())):
         for at in range(start, start + length, _PIECE):
             piece = buffer[: min(_PIECE, start + length - at)]
             source.read_into([(at, len(piece))], piece)
             if any(piece):
                 return False
     return True
-
-
-def _without(
-    runs: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """What of ascending runs is in none of the others, which ascend as well."""
-    left: list[tuple[int, int]] = []
-    rest = iter(others)
-    start, length = next(rest, (1 << 64, 0))
-    for at, size in runs:
-        end = at + size
-        while at < end:
-            if start + length <= at:
-                start, length = next(rest, (1 << 64, 0))
-            elif start <= at:
-                at = min(end, start + length)
-            else:
-                until = min(end, start)
-                left.append((at, until - at))
-                at = until
-    return left
