@@ -43,6 +43,7 @@ class Found:
         named: a pattern has asked for it.
         mapped: it is mapped for writing.
         descriptor: our own, once it is open.
+        borrowed: it leads to the description of a process, whose position must not move.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Found:
     named: bool = False
     mapped: bool = False
     descriptor: int = -1
+    borrowed: bool = False
 
     @property
     def bytes(self) -> int:
@@ -115,7 +117,8 @@ def capture(capture: Capture, table: Table, areas: Sequence[procfs.Area]) -> lis
         named = any(e.fullmatch(file.link) for e in expressions)
         if named or (capture.choice.open and (file.writable or here.is_own(file.link))):
             hidden = file_choice.is_hidden(file.link, here.own)
-            common = hidden or min(file.numbers) <= 2 or _key(file.status) in logs
+            log = file.writable and (min(file.numbers) <= 2 or _key(file.status) in logs)
+            common = hidden or log
             one = found.setdefault(file.link, Found(file.link, file.status, common, named))
             one.common = one.common and common
         elif capture.choice.open and capture.target is None and file.link not in found:
@@ -125,10 +128,10 @@ def capture(capture: Capture, table: Table, areas: Sequence[procfs.Area]) -> lis
     for area in areas:
         if area.inode and area.name.startswith("/") and (area.device, area.inode) not in programs:
             _mapped_file(capture, area, found, here, expressions)
-    kept = _affordable(capture, list(found.values()))
+    kept = _affordable(capture, list(found.values()), [])
     if capture.target is None:
         for one in kept:
-            capture.travels(f"file {one.path}", one.bytes)
+            capture.travels(f"file {one.path}", one.bytes, one.common)
         return kept
     return [one for one in kept if _open(capture, one, opened.get(_key(one.status), []))]
 
@@ -178,9 +181,10 @@ def _mapped_file(
     one.mapped = one.mapped or changes
 
 
-def _affordable(capture: Capture, found: list[Found]) -> list[Found]:
-    """The smallest first, until they are too many bytes; what is left is reported."""
-    left = file_choice.MOST
+def _affordable(capture: Capture, found: Sequence[Found], before: Sequence[Found]) -> list[Found]:
+    """The smallest first, until they are, with those before, too many bytes; what is left is
+    reported."""
+    left = file_choice.MOST - sum(one.bytes for one in before if not one.named)
     kept = []
     for one in sorted(found, key=lambda one: (not one.named, one.bytes)):
         if not one.named:
@@ -206,7 +210,7 @@ def _open(capture: Capture, one: Found, files: Sequence[OpenFile]) -> bool:
             readable = [f for f in files if f.readable]
             if not readable:
                 raise OSError(errno.EACCES, "it has a lease, and is open for writing only")
-            one.descriptor = os.dup(readable[0].descriptor)
+            one.descriptor, one.borrowed = os.dup(readable[0].descriptor), True
         elif files:
             one.descriptor = os.open(f"/proc/self/fd/{files[0].descriptor}", _OPEN)
         else:
@@ -257,7 +261,12 @@ def search(capture: Capture, here: Places, began: float, open_now: Sequence[Foun
                 continue
             if status.st_ctime >= began and path not in found and path not in paths:
                 found[path] = Found(path, status)
-    return [one for one in _affordable(capture, list(found.values())) if _is_kind(capture, one)]
+    if len(found) > file_choice.MOST_FILES:
+        reason = f"{len(found)} files are more than the {file_choice.MOST_FILES} that can travel"
+        capture.report("files", "left", reason)
+        return []
+    kinds = [one for one in found.values() if _is_kind(capture, one)]
+    return _affordable(capture, kinds, open_now)
 
 
 def _is_kind(capture: Capture, one: Found) -> bool:
@@ -308,24 +317,28 @@ def store(found: Sequence[Found], root: str, save: Saver, froze_ns: int, runs_on
     """
     stored = Stored()
     links: dict[tuple[int, int], str] = {}
+    symbolic = {one.path for one in found if stat.S_ISLNK(one.status.st_mode)}
     for one in found:
         try:
             if not _is_text(stored, one.path):
                 continue
             was_open = one.descriptor >= 0
-            if stat.S_ISLNK(one.status.st_mode):
-                stored.records.append(_link(one, os.readlink(root + one.path)))
-            elif was_open or _open_later(stored, one, root, froze_ns):
+            if one.path in symbolic:
+                target = os.readlink(root + one.path)
+                if _is_text(stored, one.path, target):
+                    stored.records.append(_link(one, target))
+                continue
+            if any(file_choice.is_below(one.path, link) for link in symbolic):
+                stored.note(one.path, "does not travel: it is reached by a link that does", "left")
+                continue
+            if was_open or _open_later(stored, one, root, froze_ns):
                 stored.records.append(_record(stored, one, save, runs_on, froze_ns, was_open))
             else:
                 continue
             first = links.setdefault(_key(one.status), one.path)
             if first != one.path:
-                stored.note(
-                    one.path,
-                    f"is the same file as {first}; where both are missing, a "
-                    "restore makes two of them",
-                )
+                reason = f"is the same file as {first}; a restore that has to makes two of them"
+                stored.note(one.path, reason)
         except OSError as error:
             stored.note(one.path, f"does not travel: {error.strerror}", "left")
         finally:
@@ -340,12 +353,12 @@ def close(one: Found) -> None:
         one.descriptor = -1
 
 
-def _is_text(stored: Stored, path: str) -> bool:
+def _is_text(stored: Stored, path: str, target: str = "") -> bool:
     try:
-        path.encode()
+        (path + target).encode()
     except UnicodeEncodeError:
         readable = os.fsencode(path).decode("utf-8", "backslashreplace")
-        stored.note(readable, "does not travel: its name is not UTF-8", "left")
+        stored.note(readable, "does not travel: its name or target is not UTF-8", "left")
         return False
     return True
 
@@ -363,7 +376,14 @@ def _record(
     stored: Stored, one: Found, save: Saver, runs_on: bool, froze_ns: int, was_open: bool
 ) -> CarriedFile:
     descriptor, before = one.descriptor, one.status
-    content = save(FileSource(descriptor), data_runs(descriptor, before.st_size))
+    source = _Reading(descriptor)
+    if one.borrowed:
+        runs = [(0, before.st_size)] if before.st_size else []
+    else:
+        runs = data_runs(descriptor, before.st_size)
+    content = save(source, runs)
+    if source.error is not None:
+        raise source.error
     after = os.fstat(descriptor)
     if after.st_size != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
         reason = f"was written to while it was stored: what was appended to its {before.st_size} "
@@ -392,8 +412,21 @@ def _record(
     )
 
 
+class _Reading(FileSource):
+    """A file that perhaps cannot be read, which must not be the end of the snapshot."""
+
+    error: OSError | None = None
+
+    def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+        """Fill the buffer, with zeros where that fails."""
+        try:
+            super().read_into(runs, buffer)
+        except OSError as error:
+            self.error = error
+            buffer[:] = bytes(len(buffer))
+
+
 def _link(one: Found, target: str) -> CarriedFile:
-    target.encode()
     status = one.status
     return CarriedFile(
         path=one.path,
@@ -417,14 +450,9 @@ def _attributes(stored: Stored, one: Found) -> dict[str, bytes]:
                 found[name] = os.getxattr(one.descriptor, name)
     except OSError:
         return {}  # the file system has none
-    if (
-        sum(len(name.encode()) + len(value) for name, value in found.items())
-        > file_choice.MOST_ATTRIBUTES
-    ):
-        stored.note(
-            one.path,
-            f"its attributes, of more than {file_choice.MOST_ATTRIBUTES} bytes, do not travel",
-        )
+    size = sum(len(name.encode()) + len(value) for name, value in found.items())
+    if size > file_choice.MOST_ATTRIBUTES:
+        stored.note(one.path, f"its attributes, of {size} bytes, do not travel")
         return {}
     return found
 

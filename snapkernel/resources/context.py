@@ -112,9 +112,11 @@ class Capture:
         if self.target is None:
             self.findings.append(Finding(object, "saved"))
 
-    def travels(self, object: str, size: int) -> None:
-        """This file goes with the snapshot."""
-        self.findings.append(Finding(object, "saved", f"its {size} bytes travel"))
+    def travels(self, object: str, size: int, common: bool = False) -> None:
+        """This file goes with the snapshot; where a host has a common one, that is used."""
+        reason = f"its {size} bytes travel"
+        reason += ", and are used where a host has no such file" if common else ""
+        self.findings.append(Finding(object, "saved", reason))
 
     @property
     def notes(self) -> tuple[Note, ...]:

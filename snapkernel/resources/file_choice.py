@@ -25,6 +25,7 @@ from snapkernel.errors import InvalidName
 
 MOST = 1 << 30
 """Bytes of the files that travel without having been asked for by a pattern."""
+MOST_FILES = 1 << 18
 MOST_ATTRIBUTES = 1 << 16
 """Bytes of the attributes of a file, with their names (XATTR_SIZE_MAX, xattr(7))."""
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")

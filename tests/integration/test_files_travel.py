@@ -3,6 +3,7 @@ that has others, and back beside the living original."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -17,7 +18,6 @@ import snapkernel
 from snapkernel.errors import CannotRestore
 from snapkernel.freeze.checkpoint import checkpoint_here
 from snapkernel.resources import carried_file, file_choice
-from snapkernel.resources.file_content import FileSource
 from snapkernel.store import Store
 from snapkernel.thaw.restore import hold, plan
 
@@ -376,13 +376,13 @@ def test_written_to_while_it_is_stored(
     more is said."""
     work.mkdir()
 
-    class Appending(FileSource):
+    class Appending(carried_file._Reading):
         def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
             with open(work / "run.log", "a") as log:
                 log.write("more\n")
             super().read_into(runs, buffer)
 
-    monkeypatch.setattr(carried_file, "FileSource", Appending)
+    monkeypatch.setattr(carried_file, "_Reading", Appending)
     with start(program("grows"), work) as process:
         assert process.process is not None
         place = Store.open(store, create=True)
@@ -391,6 +391,61 @@ def test_written_to_while_it_is_stored(
     work.rename(work.with_name("away"))
     assert restored(snapshot, store)[0] == "ok"
     assert (work / "run.log").read_text() == "one\ntwo\n"
+
+
+def test_a_lease_is_not_broken(work: Path, store: str) -> None:
+    """Nor is the position moved of the description by which its file is read."""
+    work.mkdir()
+    with start(program("leased"), work) as process:
+        assert process.process is not None
+        snapshot = snapkernel.checkpoint(process.process.pid, store=store)
+        again = snapkernel.checkpoint(process.process.pid, store=store)
+        assert process.verdict() == "ok"
+    assert [record.path for record in again.files] == [str(work / "leased")]
+    work.rename(work.with_name("away"))
+    assert restored(snapshot, store)[0] == "ok"
+    assert (work / "leased").read_bytes() == b"0123456789"
+
+
+def test_a_file_that_cannot_be_read(
+    work: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk fails: the file is left, and all else is saved."""
+
+    def fails(descriptor: int, buffers: object, offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    work.mkdir()
+    with start(program("grows"), work) as process:
+        assert process.process is not None
+        with monkeypatch.context() as patch:
+            patch.setattr("os.preadv", fails)
+            place = Store.open(store, create=True)
+            snapshot = checkpoint_here(process.process.pid, store=place)
+        assert process.verdict() == "ok"
+    assert "does not travel: Input/output error" in note_of(snapshot.notes, work / "run.log")
+    assert snapshot.files == ()
+    assert Store.open(store).verify() == []
+
+
+def test_strange_names(work: Path, store: str) -> None:
+    """Names that no text can hold, links to such, and what is below a link that travels."""
+    (work / "real").mkdir(parents=True)
+    (work / "real/x").write_text("x")
+    (work / "link").symlink_to("real")
+    os.symlink(b"\xff", os.fsencode(work) + b"/to-bytes")
+    Path(os.fsdecode(os.fsencode(work) + b"/\xfe")).write_text("")
+    (work / "new\nline").write_text("n")
+    os.mkfifo(work / "pipe")
+    snapshot = taken("grows", work, store, files=["*", "link/*", "real/*"])
+    names = sorted(os.path.relpath(record.path, work) for record in snapshot.files)
+    assert names == ["link", "new\nline", "real/x", "run.log"]
+    left = "\n".join(note for note in snapshot.notes if ": left: " in note)
+    for name in ("to-bytes", "\\xfe", "link/x", "pipe"):
+        assert f"{name}: left" in left
+    work.rename(work.with_name("away"))
+    assert restored(snapshot, store)[0] == "ok"
+    assert (work / "link/x").read_text() == "x"
 
 
 def test_too_large_to_travel_unasked(

@@ -2,8 +2,10 @@
 begin in a folder of their own."""
 
 import contextlib
+import fcntl
 import mmap
 import os
+import signal
 import sqlite3
 import sys
 from pathlib import Path
@@ -88,6 +90,21 @@ def mapped():
     expect("memory", memory[4999:5004], b"0abc0")
     memory[0:1] = b"x"
     expect("file", Path("matrix").read_bytes()[:1], b"x")
+
+
+@program
+def leased():
+    """A file that nobody else may open without its being told (fcntl(2), F_SETLEASE)."""
+    fd = os.open("leased", os.O_RDWR | os.O_CREAT, 0o600)
+    os.write(fd, b"0123456789")
+    os.lseek(fd, 3, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    broken = []
+    signal.signal(signal.SIGIO, lambda *_: broken.append(1))
+    yield
+    expect("broken", broken, [])
+    expect("lease", fcntl.fcntl(fd, fcntl.F_GETLEASE), fcntl.F_WRLCK)
+    expect("read on", os.read(fd, 3), b"345")
 
 
 @program
