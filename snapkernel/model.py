@@ -390,6 +390,21 @@ class Stream(Description, frozen=True, kw_only=True, tag="stream"):
     was: str
 
 
+class TerminalEnd(Description, frozen=True, kw_only=True, tag="terminal"):
+    """One side of ``Manifest.terminals[terminal]``.
+
+    Attributes:
+        master: the controlling side; else a description of ``/dev/pts/N``.
+        path: by which the master was opened.
+        exclusive: ``TIOCEXCL`` of this side.
+    """
+
+    terminal: Natural
+    master: bool = False
+    path: str = ""
+    exclusive: bool = False
+
+
 class EventDescriptor(Description, frozen=True, kw_only=True, tag="eventfd"):
     """eventfd(2)."""
 
@@ -483,6 +498,7 @@ AnyDescription = (
     | CharacterDevice
     | PipeEnd
     | Stream
+    | TerminalEnd
     | EventDescriptor
     | Epoll
     | TimerDescriptor
@@ -503,6 +519,35 @@ class Pipe(Record, frozen=True, kw_only=True):
 
     size: Natural
     data: tuple[bytes, ...] = ()
+
+
+class Terminal(Record, frozen=True, kw_only=True):
+    """A pseudo-terminal (pty(7)). One without a master's description was hung up.
+
+    Attributes:
+        number: N of ``/dev/pts/N``.
+        settings: ``struct termios2`` (``TCGETS2``); empty when it was hung up.
+        window: ``struct winsize``.
+        packets: packet mode, ``TIOCPKT``.
+        locked: ``TIOCSPTLCK``.
+        opened: the slave is open, or was.
+        foreground: its foreground process group, 0 for none.
+        typed: what waits for the slave's reader: lines that are complete, or ended by an end of
+            file (the empty one is an end of file alone).
+        unfinished: the same: what follows them, or all of it where input is not by lines.
+        printed: what waits for the master's reader.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    settings: bytes = b""
+    window: bytes = bytes(8)
+    packets: bool = False
+    locked: bool = False
+    opened: bool = True
+    foreground: Pid = 0
+    typed: tuple[bytes, ...] = ()
+    unfinished: bytes = b""
+    printed: bytes = b""
 
 
 class Descriptor(Record, frozen=True, kw_only=True):
@@ -556,6 +601,8 @@ class Process(Record, frozen=True, kw_only=True):
         oom_score_adj: proc(5).
         timer_slack_ns: ``PR_GET_TIMERSLACK``.
         stopped: signal of a group stop, 0 when running.
+        terminal: index of the controlling terminal in ``Manifest.terminals``, where it is the
+            leader of that terminal's session.
     """
 
     pid: Pid
@@ -582,6 +629,7 @@ class Process(Record, frozen=True, kw_only=True):
     oom_score_adj: int = 0
     timer_slack_ns: Natural = 50_000
     stopped: Natural = 0
+    terminal: Natural | None = None
 
 
 class Clocks(Record, frozen=True, kw_only=True):
@@ -648,6 +696,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     processes: tuple[Process, ...]
     descriptions: tuple[AnyDescription, ...] = ()
     pipes: tuple[Pipe, ...] = ()
+    terminals: tuple[Terminal, ...] = ()
     shared_memory: tuple[SharedMemory, ...] = ()
     files: tuple[FileIdentity, ...] = ()
     packs: tuple[str, ...] = ()
@@ -669,6 +718,8 @@ class Manifest(Record, frozen=True, kw_only=True):
             for descriptor in process.descriptors:
                 where = f"{what}: descriptor {descriptor.number}"
                 _index(where, descriptor.description, self.descriptions)
+            if process.terminal is not None:
+                _index(f"{what}: controlling terminal", process.terminal, self.terminals)
             self._check_memory(what, process.memory)
             self._check_threads(what, process)
 
@@ -678,6 +729,8 @@ class Manifest(Record, frozen=True, kw_only=True):
                 _index("shared object of a descriptor", number, self.shared_memory)
             case PipeEnd(pipe=number):
                 _index("pipe of a descriptor", number, self.pipes)
+            case TerminalEnd(terminal=number):
+                _index("terminal of a descriptor", number, self.terminals)
             case UnixSocket(peer=int(number)):
                 _index("peer of a socket", number, self.descriptions)
             case Epoll(targets=targets):

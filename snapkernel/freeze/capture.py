@@ -27,6 +27,7 @@ from snapkernel.resources import (
     process,
     shared_memory,
     signals,
+    terminal,
     threads,
     timers,
     vdso,
@@ -95,6 +96,7 @@ def _look_from_outside(pid: int) -> Survey:
         memory.capture(capture, areas, flags)
         with open_table(pid) as table:
             descriptors.capture(capture, table)
+            terminal.capture_controlling(capture)
     except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
         raise why_not(pid, error.errno or 0) from None
     capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
@@ -218,9 +220,11 @@ def capture(
     shared_memory.register(capture, areas)
     with open_table(target.pid) as table:
         entries = descriptors.capture(capture, table)
+        controlling = terminal.capture_controlling(capture)
         refuse(target.pid, capture.findings)
         if capture.objects:
             shared_memory.save(capture)
+        terminal.save(capture)
     heap = max((area.end for area in areas if area.name == "[heap]"), default=0)
     layout = process.capture_layout(target.pid, heap)
     return (
@@ -254,6 +258,7 @@ def capture(
             timer_slack_ns=settings.timer_slack_ns,
             oom_score_adj=identity.oom_score_adj,
             stopped=target.stopped,
+            terminal=controlling,
         ),
         capture,
         at,

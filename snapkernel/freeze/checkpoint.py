@@ -393,6 +393,7 @@ class _Shot:
             processes=(process,),
             descriptions=tuple(capture.descriptions),
             pipes=tuple(capture.pipes),
+            terminals=tuple(capture.terminals),
             shared_memory=capture.shared_memory,
             files=tuple(capture.files),
             memory_bytes=process.memory.content.length + shared,

@@ -22,12 +22,14 @@ from snapkernel.model import (
     Pipe,
     Process,
     SharedMemory,
+    Terminal,
 )
 
 if TYPE_CHECKING:
     from snapkernel.freeze.agent import Agent
     from snapkernel.freeze.target import Target
     from snapkernel.resources.shared_memory import SharedObject
+    from snapkernel.resources.terminal import TerminalEnds
 
 
 class Saver(Protocol):
@@ -68,6 +70,8 @@ class Capture:
         self.descriptions: list[AnyDescription] = []
         self.pipes: list[Pipe] = []
         self.pipe_index: dict[str, int] = {}
+        self.terminals: list[Terminal] = []
+        self.terminal_ends: list[TerminalEnds] = []
         self.objects: dict[tuple[str, int], SharedObject] = {}
         self.shared_memory: tuple[SharedMemory, ...] = ()
         self.files: list[FileIdentity] = []

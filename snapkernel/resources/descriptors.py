@@ -23,6 +23,7 @@ from snapkernel.resources import (
     regular_file,
     signalfd,
     stream,
+    terminal,
     timerfd,
     unix_socket,
 )
@@ -33,6 +34,7 @@ KINDS: tuple[ModuleType, ...] = (
     regular_file,
     device,
     pipe,
+    terminal,
     eventfd,
     epoll,
     timerfd,
@@ -55,8 +57,6 @@ KNOWN_BY_NAME = {
     "anon_inode:[aio]": "asynchronous I/O contexts cannot be saved",
     "socket": "sockets of this family or type cannot be saved yet",
     "/dev/nvidia": "GPU memory cannot be saved yet",
-    "/dev/ptmx": "pseudo-terminals cannot be saved yet",
-    "/dev/pts/": "pseudo-terminals cannot be saved yet",
     "/": "this kind of file cannot be saved yet",
 }
 

@@ -69,11 +69,6 @@ def capture_identity(capture: Capture) -> Identity:
     if os.readlink(f"/proc/{pid}/root") != "/":
         capture.refuse("root directory", "was changed by chroot", "run without chroot")
     _refuse_strange(capture, status)
-    stat = procfs.stat(pid)
-    if int(stat[7 - 3]):
-        capture.report(
-            "controlling terminal", "replaced", "a restored process has none, or the restorer's"
-        )
     raw = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
     return Identity(
         pid=procfs.innermost(status["NSpid"]),
@@ -119,12 +114,13 @@ def _refuse_namespaces(capture: Capture) -> None:
 
 
 def _mounts(pid: int) -> set[tuple[str, str]]:
-    """Device and place of every mount, without those of /proc: a restored process has its own."""
+    """Device and place of every mount, without those of /proc and /dev/pts: a restored process has
+    its own."""
     fields = (line.split() for line in procfs.text(f"/proc/{pid}/mountinfo").split("\n") if line)
     return {
         (f"{words[2]} {words[3]}", words[4])
         for words in fields
-        if words[4] != "/proc" and not words[4].startswith("/proc/")
+        if words[4] not in ("/proc", "/dev/pts") and not words[4].startswith("/proc/")
     }
 
 

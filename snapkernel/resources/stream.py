@@ -15,7 +15,7 @@ import stat
 from snapkernel.constants import F_DUPFD_CLOEXEC, F_SETFL
 from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.model import Stream
-from snapkernel.resources import pipe
+from snapkernel.resources import pipe, terminal
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
@@ -26,18 +26,14 @@ def is_stream(capture: Capture, file: OpenFile, table: Table) -> bool:
     """Comes back as a new stream."""
     mode = file.status.st_mode
     if stat.S_ISCHR(mode):
-        masters = any(_is_master(other) for other in table.files)
-        return os.isatty(file.descriptor) and not _is_master(file) and not masters
+        if terminal.is_master(file) or not os.isatty(file.descriptor):
+            return False
+        return not terminal.recognises(file) or not terminal.has_master(file, table)
     if stat.S_ISSOCK(mode):
         return _is_foreign_pair(file, table)
     if file.is_regular and file.status.st_nlink:
         return min(file.numbers) <= 2 and not _can_open(capture, file)
     return pipe.is_external(file, table)
-
-
-def _is_master(file: OpenFile) -> bool:
-    """The controlling side of a pseudo-terminal (pts(4)): the terminal is of the process itself."""
-    return stat.S_ISCHR(file.status.st_mode) and file.status.st_rdev == os.makedev(5, 2)
 
 
 def _can_open(capture: Capture, file: OpenFile) -> bool:

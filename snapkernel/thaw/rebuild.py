@@ -22,6 +22,7 @@ from snapkernel.resources import (
     memory,
     process,
     signals,
+    terminal,
     threads,
     timers,
     vdso,
@@ -120,6 +121,7 @@ def steps(
         yield Listen(index, listener)
     yield descriptors.rebuild_connect(build)
     yield file_locks.rebuild(build)
+    yield terminal.rebuild_controlling(build)
     if len(build.process.threads) > 1:
         yield MakeThreads(threads.rebuild_threads(build))
     for thread in build.process.threads:

@@ -31,7 +31,7 @@ from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Note
 from snapkernel.portability import check
-from snapkernel.resources import descriptors, vdso
+from snapkernel.resources import descriptors, terminal, vdso
 from snapkernel.resources.context import Build, Fill
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
@@ -295,7 +295,12 @@ class _Thaw:
         """Everything, until only ``release`` is left. The steps are made while the kernel makes the
         namespaces."""
         self.mark("checked")
-        spawn = Spawn(self.process, self.manifest.clocks, list(self.inherited.values()))
+        spawn = Spawn(
+            self.process,
+            self.manifest.clocks,
+            list(self.inherited.values()),
+            terminals=bool(self.manifest.terminals),
+        )
         try:
             build = Build(self.manifest, self.process, self.architecture, self.inherited)
             base, steps = _steps(build)
@@ -323,6 +328,7 @@ class _Thaw:
         for step in steps:
             self._do(build, step)
         self._read_ports(build)
+        terminal.fill(build, self.target.pid)
         self.agent.ignores_trap = (
             self.process.actions.get(signal.SIGTRAP) == self.agent.trap_action()
         )

@@ -137,6 +137,7 @@ def _compare_files(manifest: Manifest, second: Dump, compare: Any) -> None:
     compare(
         "shared descriptions", [shared.index(n) for n in shared], [again.index(n) for n in again]
     )
+    compare("terminals", manifest.terminals, tuple(second.capture.terminals))
     compare(
         "pipes",
         [(p.size, p.data) for p in manifest.pipes],
