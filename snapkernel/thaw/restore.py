@@ -104,6 +104,7 @@ def restore(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    report: int | None = None,
     progress: Progress | None = None,
 ) -> RestoredProcess:
     """Bring a snapshot back to life. The same one may be restored many times, side by side.
@@ -115,6 +116,8 @@ def restore(
         connection_file: where to write a Jupyter kernel's connection file; by default a new one
             in Jupyter's runtime directory.
         stdio: descriptors that become the standard streams; by default /dev/null and a log file.
+        report: a unix(7) socket of type SOCK_SEQPACKET that gets a wait status, an ``int`` as of
+            waitpid(2), whenever the process stops, continues or ends.
         progress: is told how far it is.
 
     Raises:
@@ -128,6 +131,7 @@ def restore(
         lazy=lazy,
         connection_file=connection_file,
         stdio=stdio,
+        report=report,
         progress=progress,
     )
     return held.release()
@@ -174,6 +178,7 @@ def hold(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    report: int | None = None,
     progress: Progress | None = None,
 ) -> Held:
     """The same as :func:`restore`, short of letting the process run."""
@@ -189,7 +194,7 @@ def hold(
         streams.opened(manifest, stdio) as inherited,
     ):
         check.refuse_mismatches(manifest)
-        thaw = _Thaw(manifest, where, fetch, inherited, progress, began)
+        thaw = _Thaw(manifest, where, fetch, inherited, report, progress, began)
         held = thaw.run()
     try:
         if manifest.jupyter is not None:
@@ -275,6 +280,7 @@ class _Thaw:
         store: Store,
         fetch: Fetch,
         inherited: dict[int, int],
+        report: int | None,
         progress: Progress | None,
         began: float,
     ) -> None:
@@ -283,6 +289,7 @@ class _Thaw:
         self.store = store
         self.fetch = fetch
         self.inherited = inherited
+        self.report = report
         self.progress = progress
         self.began = began
         self.timings: dict[str, float] = {}
@@ -300,6 +307,7 @@ class _Thaw:
             self.manifest.clocks,
             list(self.inherited.values()),
             terminals=bool(self.manifest.terminals),
+            report=self.report,
         )
         try:
             build = Build(self.manifest, self.process, self.architecture, self.inherited)

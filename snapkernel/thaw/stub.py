@@ -70,17 +70,25 @@ class Spawn:
     """A stub that is being made: there is time for other things until it is needed."""
 
     def __init__(
-        self, process: Process, clocks: Clocks, streams: Sequence[int], *, terminals: bool = False
+        self,
+        process: Process,
+        clocks: Clocks,
+        streams: Sequence[int],
+        *,
+        terminals: bool,
+        report: int | None,
     ) -> None:
         """Start kernel-init; the clocks in its namespaces go on from ``clocks``, and there are
-        pseudo-terminals of its own if ``terminals``."""
+        pseudo-terminals of its own if ``terminals``. The socket ``report`` is told what becomes of
+        the process."""
+        told = [] if report is None else [report]
         self._own = needs_user_namespace()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(process, clocks, theirs.fileno(), streams, self._own, terminals),
-                pass_fds=(theirs.fileno(), *streams),
+                _command(process, clocks, theirs.fileno(), streams, self._own, terminals, report),
+                pass_fds=(theirs.fileno(), *streams, *told),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -125,6 +133,7 @@ def _command(
     streams: Sequence[int],
     own: bool,
     terminals: bool,
+    report: int | None,
 ) -> list[str]:
     command = [str(LIBEXEC / "kernel-init"), "--control", str(control)]
     for name in ("pid", "ppid", "sid", "pgid"):
@@ -139,6 +148,8 @@ def _command(
         command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
     if terminals:
         command.append("--terminals")
+    if report is not None:
+        command += ["--report", str(report)]
     for stream in sorted(set(streams)):
         command += ["--keep", str(stream)]
     return [*command, str(LIBEXEC / "stub")]
