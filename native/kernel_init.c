@@ -236,8 +236,9 @@ static void mount_terminals(void) {
 __attribute__((noreturn)) static void run_init(void) {
   if (setsid() < 0)
     fail("setsid");
-  if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
-    fail("make mounts private");
+  /* What the host mounts and unmounts later goes for this namespace too, and not the other way. */
+  if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
+    fail("keep mounts to ourselves");
   if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
     fail("mount /proc");
   if (want.terminals)

@@ -41,8 +41,8 @@ from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import scan_pages
 from snapkernel.model import RUN, Mapping
-from snapkernel.resources import shared_memory, vdso
-from snapkernel.resources.context import Build, Capture, Fill
+from snapkernel.resources import memory_locks, shared_memory, vdso
+from snapkernel.resources.context import Build, Capture
 
 # Follow from protection, kind and use of the area.
 DERIVED = frozenset(["rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "sd", "gu", "??"])
@@ -56,7 +56,7 @@ ADVICE = {
     "rr": MADV_RANDOM,
     "sr": MADV_SEQUENTIAL,
 }
-KEPT = frozenset(["ac", "nr", "gd", "dp", "lo", *ADVICE])
+KEPT = frozenset(["ac", "nr", "gd", "dp", *memory_locks.FLAGS, *ADVICE])
 REFUSED = {
     "pf": "maps memory of a device",
     "io": "maps memory of a device",
@@ -67,8 +67,9 @@ REFUSED = {
     "ui": "is served by a userfaultfd",
     "ss": "is a shadow stack",
     "sl": "is sealed by mseal",
-    "lf": "is locked on fault",
 }
+
+_NAMED_SHARED = shared_memory.NAMED_ANONYMOUS
 
 Flags = dict[tuple[int, int, str, int, str], tuple[str, ...]]
 
@@ -114,7 +115,11 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
     named = shared_memory.named_in_utf8(capture, area.name)
     label = (area.name if named else "") or "anonymous"
     subject = f"memory {area.start:#x}-{area.end:#x} ({label})"
-    for flag in flags:
+    without_path = area.name != area.path or area.name.startswith("anon_inode:")
+    refusal = shared_memory.refusal(area.path) if without_path else None
+    if refusal is not None:
+        capture.refuse(subject, *refusal)
+    for flag in flags if refusal is None else ():
         if flag in REFUSED:
             capture.refuse(subject, REFUSED[flag], "release it before the snapshot")
         elif flag not in KEPT and flag not in DERIVED:
@@ -122,14 +127,14 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
     if "wf" in flags:
         capture.report(subject, "replaced", "is wiped in a restored copy, as in a forked child")
     file = backing = None
-    if area.inode and named:
+    if area.inode and named and refusal is None:
         if shared_memory.is_object(capture, area):
             backing = shared_memory.object_of(capture, area)
         else:
             file = capture.file(area.name, area.inode)
             if area.shared and "mw" in flags:
                 _tell_shared(capture, area.name)
-    name = area.name if not area.inode else ""
+    name = area.name if not area.inode or area.name.startswith(_NAMED_SHARED) else ""
     return Mapping(
         start=area.start,
         end=area.end,
@@ -192,8 +197,8 @@ def _spans(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
 # --- rebuild -----------------------------------------------------------------------------------
 
 
-def rebuild_mappings(build: Build) -> list[Batch | Fill]:
-    """Map everything, writable where it will be filled."""
+def rebuild_mappings(build: Build) -> Batch:
+    """Map everything, writable where it will be filled; shared memory is mapped already."""
     batch = Batch("map memory")
     memory = build.process.memory
     opened: dict[tuple[int, bool], Cell] = {}
@@ -203,7 +208,7 @@ def rebuild_mappings(build: Build) -> list[Batch | Fill]:
         _advise(batch, mapping)
     for cell in opened.values():
         batch.call("close", cell)
-    return [*shared_memory.rebuild(build), batch]
+    return batch
 
 
 def _map(
@@ -246,10 +251,10 @@ def _advise(batch: Batch, mapping: Mapping) -> None:
     for flag, advice in ADVICE.items():
         if flag in mapping.flags:
             batch.call("madvise", mapping.start, length, advice, check=False, note=note)
-    if mapping.name.startswith("[anon:"):
-        label = mapping.name[6:-1].encode() + b"\0"
+    if mapping.name.startswith(("[anon:", _NAMED_SHARED)):
+        label = mapping.name.partition(":")[2][:-1].encode() + b"\0"
         words = (PR_SET_VMA, PR_SET_VMA_ANON_NAME, mapping.start, length)
-        batch.call("prctl", *words, label, check=False, note=note)
+        batch.call("prctl", *words, label, optional=f"name of {note}", note=note)
 
 
 def _while_filling(mapping: Mapping) -> int:
@@ -280,8 +285,7 @@ def rebuild_protection(build: Build) -> Batch:
                 for advice in (MADV_POPULATE_WRITE, MADV_DONTNEED):
                     batch.call("madvise", mapping.start, PAGE, advice, check=False, note=note)
             batch.call("mprotect", mapping.start, length, mapping.protection, note=note)
-        if "lo" in mapping.flags:
-            batch.call("mlock", mapping.start, length, note=note)
+        memory_locks.rebuild(batch, mapping, note)
     for address, length in RUN.iter_unpack(build.process.memory.guards):
         batch.call("madvise", address, length, MADV_GUARD_INSTALL, note=f"guard {address:#x}")
     return batch

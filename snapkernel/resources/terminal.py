@@ -1,4 +1,4 @@
-"""Pseudo-terminals (pty(7)) whose master is in the process.
+"""Pseudo-terminals (pty(7)) whose master is in one of the processes.
 
 A terminal whose master is elsewhere is a stream to the world outside (``stream``). Nearly all of
 what it has is asked of the master: settings, window, modes; what waits in it is a matter of its
@@ -15,7 +15,7 @@ import os
 import select
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -24,6 +24,7 @@ import msgspec
 from snapkernel import procfs
 from snapkernel._native import lib
 from snapkernel.errors import CannotRestore, TargetError
+from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import Terminal, TerminalEnd
 from snapkernel.resources import terminal_queue
@@ -125,7 +126,7 @@ def _terminal(capture: Capture, file: OpenFile, table: Table) -> int:
     if ends.master is None:
         capture.terminals.append(Terminal(number=_free_number(capture, table, place[1])))
     else:
-        capture.terminals.append(_look(capture, ends, ends.master))
+        capture.terminals.append(_look(capture, ends, ends.master, table))
     return len(capture.terminals) - 1
 
 
@@ -139,7 +140,7 @@ def _free_number(capture: Capture, table: Table, wanted: int) -> int:
     return wanted
 
 
-def _look(capture: Capture, ends: TerminalEnds, master: OpenFile) -> Terminal:
+def _look(capture: Capture, ends: TerminalEnds, master: OpenFile, table: Table) -> Terminal:
     """All that the master tells."""
     descriptor = master.descriptor
     obstacle = terminal_queue.obstacle(descriptor, ends.slave)
@@ -147,7 +148,7 @@ def _look(capture: Capture, ends: TerminalEnds, master: OpenFile) -> Terminal:
         capture.refuse(master.subject, f"this terminal {obstacle[0]}", obstacle[1])
     opened = bool(ends.slaves) or bool(terminal_queue.events(descriptor, 0) & select.POLLHUP)
     if not opened:
-        _refuse_outside(capture, ends, master)
+        _refuse_outside(capture, ends, master, table)
         capture.report(
             master.subject, "replaced", "nobody has opened it yet: what was typed ahead is lost"
         )
@@ -162,11 +163,11 @@ def _look(capture: Capture, ends: TerminalEnds, master: OpenFile) -> Terminal:
     )
 
 
-def _refuse_outside(capture: Capture, ends: TerminalEnds, master: OpenFile) -> None:
+def _refuse_outside(capture: Capture, ends: TerminalEnds, master: OpenFile, table: Table) -> None:
     """The slave must not be open in a process outside, which would lose its terminal."""
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError, TargetError):
-            if int(name) != capture.pid and _holds(name, ends.place):
+            if int(name) not in table.pids and _holds(name, ends.place):
                 capture.refuse(
                     master.subject,
                     f"process {name} ({procfs.status(int(name))['Name']}) works in this terminal",
@@ -201,22 +202,23 @@ def _inner(group: int) -> int:
         return 0  # its leader has ended
 
 
-def capture_controlling(capture: Capture) -> int | None:
-    """The terminal whose session the process leads (credentials(7)), by index."""
-    fields = procfs.stat(capture.pid)
+def capture_controlling(capture: Capture, pid: int, pids: Container[int]) -> int | None:
+    """The controlling terminal of a process (credentials(7)), by index, where its master and the
+    leader of its session are among the processes ``pids``."""
+    fields = procfs.stat(pid)
     session, device = int(fields[6 - 3]), int(fields[7 - 3])
     if not device:
         return None
     for index, ends in enumerate(capture.terminal_ends):
         same = device & 0xFFFFFFFF == os.makedev(_SLAVE_MAJORS[0], ends.place[1])
-        if ends.master is None or not same or session != capture.pid:
+        if ends.master is None or not same or session not in pids:
             continue
         with suppress(OSError):  # ENOTTY: nobody's controlling terminal
             if number(ask(ends.master.descriptor, "TIOCGSID")) == session:
                 return index
-    capture.report(
-        "controlling terminal", "replaced", "a restored process has none, or the restorer's"
-    )
+    reason = "is outside; a restored process has none, and cannot open /dev/tty"
+    if not any(finding.reason == reason for finding in capture.findings):
+        capture.report("controlling terminal", "replaced", reason)
     return None
 
 
@@ -304,43 +306,91 @@ def _create_one(
         batch.call("close", master, note="hang up")
 
 
-def rebuild_controlling(build: Build) -> Batch:
-    """The terminal becomes that of the session which the process leads."""
+def take(build: Build) -> Batch:
+    """The terminal becomes that of the session which the process leads, and which nobody else is
+    in yet."""
     batch = Batch("take the controlling terminal")
-    process, requests = build.process, build.architecture.terminal_requests
-    if process.terminal is None:
-        return batch
-    terminal = build.manifest.terminals[process.terminal]
-    note = f"controlling terminal {FOLDER}/{terminal.number}"
-    slave = Cell("terminal")
-    master = next(iter(_masters(build, process.terminal)))
-    how = os.O_RDWR | os.O_NOCTTY
-    batch.call("ioctl", master, requests["TIOCGPTPEER"], how, store=slave, note=note)
-    batch.call("ioctl", slave, requests["TIOCSCTTY"], 0, note=note)
-    if terminal.foreground:
-        group = struct.pack("=i", terminal.foreground)
-        call = ("ioctl", slave, requests["TIOCSPGRP"], group)
-        batch.call(*call, optional=f"foreground of {FOLDER}/{terminal.number}")
-    batch.call("close", slave)
+    index = build.process.terminal
+    if index is not None:
+        note = f"controlling terminal {FOLDER}/{build.manifest.terminals[index].number}"
+        request = build.architecture.terminal_requests["TIOCSCTTY"]
+        batch.call("ioctl", _master(build, index), request, 0, note=note)
     return batch
 
 
-def _masters(build: Build, terminal: int) -> Iterator[int]:
-    """Descriptor numbers of the master."""
+def give_up(build: Build) -> Batch:
+    """Who has no controlling terminal in a session that has one has given it up (TIOCNOTTY)."""
+    batch = Batch("give up the controlling terminal")
+    process = build.process
+    leaders = {p.pid: p for p in build.manifest.processes if p.pid == p.sid}
+    leader = leaders.get(process.sid, process)
+    if process.terminal is None and leader.terminal is not None:
+        own = Cell("tty")
+        batch.call("openat", AT_FDCWD, b"/dev/tty\0", os.O_RDWR | os.O_NOCTTY, store=own)
+        batch.call("ioctl", own, build.architecture.terminal_requests["TIOCNOTTY"])
+        batch.call("close", own)
+    return batch
+
+
+def give_foreground(build: Build) -> Batch:
+    """The leader of the session says which group is in the foreground; all groups are there."""
+    batch = Batch("set the foreground process group")
+    process = build.process
+    if process.terminal is None or process.pid != process.sid:
+        return batch
+    terminal = build.manifest.terminals[process.terminal]
+    if terminal.foreground:
+        request = build.architecture.terminal_requests["TIOCSPGRP"]
+        group, what = struct.pack("=i", terminal.foreground), f"{FOLDER}/{terminal.number}"
+        master = _master(build, process.terminal)
+        batch.call("ioctl", master, request, group, optional=f"foreground of {what}")
+    return batch
+
+
+def _master(build: Build, terminal: int) -> int:
+    """Descriptor number of the master, which every process has until it has its own numbers."""
     for index, end in enumerate(build.manifest.descriptions):
         if isinstance(end, TerminalEnd) and end.master and end.terminal == terminal:
-            yield build.numbers[index]
+            return build.numbers[index]
+    raise CannotRestore(f"terminal {build.manifest.terminals[terminal].number}", "has no master")
 
 
-def fill(build: Build, pid: int) -> None:
-    """Let what waited in the terminals wait in those of the restored process ``pid``."""
+@dataclass(frozen=True)
+class Fill:
+    """What waited in a terminal is to wait in it again."""
+
+    index: int
+    terminal: Terminal
+
+    @property
+    def queue(self) -> terminal_queue.Queue:
+        """What waits."""
+        terminal = self.terminal
+        return terminal_queue.Queue(list(terminal.typed), terminal.unfinished, terminal.printed)
+
+    def run(self, build: Build, agent: Agent) -> None:
+        """Raises CannotRestore."""
+        pid = agent.target.pid
+        with (
+            _borrowed(pid, _master(build, self.index)) as master,
+            _slave(build, self.index, pid, master) as slave,
+        ):
+            terminal_queue.fill(master, slave, self.queue)
+
+    def lines(self) -> Iterator[str]:
+        """The step in words."""
+        queue = self.queue
+        typed = sum(map(len, queue.typed)) + len(queue.unfinished)
+        where = f"{FOLDER}/{self.terminal.number}"
+        yield f"-- type {typed} bytes and print {len(queue.printed)} bytes in {where}"
+
+
+def steps(build: Build) -> Iterator[Fill]:
+    """After all descriptions were made."""
     for index, terminal in enumerate(build.manifest.terminals):
-        queue = terminal_queue.Queue(list(terminal.typed), terminal.unfinished, terminal.printed)
-        if queue == terminal_queue.Queue():
-            continue
-        for held in _masters(build, index):
-            with _borrowed(pid, held) as master, _slave(build, index, pid, master) as slave:
-                terminal_queue.fill(master, slave, queue)
+        fill = Fill(index, terminal)
+        if fill.queue != terminal_queue.Queue():
+            yield fill
 
 
 @contextmanager
