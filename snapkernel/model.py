@@ -721,6 +721,10 @@ class Pipe(Record, frozen=True, kw_only=True):
     data: tuple[bytes, ...] = ()
 
 
+MOST_TERMINALS = 4096
+"""Numbers that are restored, by making all below: as many as kernel.pty.max allows by default."""
+
+
 class Terminal(Record, frozen=True, kw_only=True):
     """A pseudo-terminal (pty(7)). One without a master's description was hung up.
 
@@ -738,7 +742,7 @@ class Terminal(Record, frozen=True, kw_only=True):
         printed: what waits for the master's reader.
     """
 
-    number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    number: Annotated[int, msgspec.Meta(ge=0, lt=MOST_TERMINALS)]
     settings: bytes = b""
     window: bytes = bytes(8)
     packets: bool = False

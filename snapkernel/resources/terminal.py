@@ -26,7 +26,7 @@ from snapkernel._native import lib
 from snapkernel.errors import CannotRestore, TargetError
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
-from snapkernel.model import Terminal, TerminalEnd
+from snapkernel.model import MOST_TERMINALS, Terminal, TerminalEnd
 from snapkernel.resources import terminal_queue
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
@@ -35,7 +35,7 @@ from snapkernel.resources.terminal_queue import ask, number
 RECORDS = (TerminalEnd,)
 FOLDER = "/dev/pts"
 _MASTER, _OWN = os.makedev(5, 2), os.makedev(5, 0)
-_MASTERS = ("/dev/ptmx", "/dev/pts/ptmx")
+MASTERS = ("/dev/ptmx", "/dev/pts/ptmx")
 _SLAVE_MAJORS = range(136, 144)
 _REMEDY = "close it before the snapshot"
 
@@ -90,7 +90,7 @@ def _place(file: OpenFile) -> tuple[int, int]:
 def capture(capture: Capture, file: OpenFile, table: Table) -> TerminalEnd | None:
     """A side; the terminal itself with the first side of it that is seen."""
     hung_up = not os.isatty(file.descriptor)
-    if is_master(file) and file.link not in _MASTERS:
+    if is_master(file) and file.link not in MASTERS:
         capture.refuse(file.subject, "was not opened as /dev/ptmx", _REMEDY)
         return None
     if hung_up and file.status.st_rdev == _OWN:
@@ -122,6 +122,9 @@ def _terminal(capture: Capture, file: OpenFile, table: Table) -> int:
                 ends.master = other
         elif _place(other) == place:
             ends.slaves.append(other)
+    if place[1] >= MOST_TERMINALS:
+        capture.refuse(file.subject, f"has a number of {MOST_TERMINALS} or more", _REMEDY)
+        return 0
     capture.terminal_ends.append(ends)
     if ends.master is None:
         capture.terminals.append(Terminal(number=_free_number(capture, table, place[1])))
@@ -253,7 +256,7 @@ def create(build: Build, batch: Batch, record: TerminalEnd, index: int) -> None:
     fresh: dict[int, Cell] = {}
     for wanted in range(max(used) + 1):
         cell = fresh[wanted] = Cell(f"ptmx{wanted}")
-        flags, path = os.O_RDWR, _MASTERS[0]
+        flags, path = os.O_RDWR, MASTERS[0]
         for end in ends.get(used.get(wanted, -1), {}).values():
             if end.master:
                 flags, path = end.flags, end.path

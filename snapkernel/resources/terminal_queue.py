@@ -27,7 +27,11 @@ SETTINGS = 44
 """Size of ``struct termios2``."""
 EXTPROC = 0o200000
 _MOST_TYPED = 4000
-"""Bytes: of the 4095 that a terminal holds for its reader."""
+"""Bytes in lines: of the 4095 that a terminal holds for its reader."""
+HOLDS = 4096
+"""Bytes and ends of file: N_TTY_BUF_SIZE."""
+MOST_PRINTED = 1 << 16
+"""Bytes: more than a terminal holds for the master's reader."""
 _PATIENCE = 5000
 _QUOTE, _EOF, _STOP, _START = b"\x16", b"\x04", b"\x13", b"\x11"
 

@@ -162,6 +162,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         description(7, targets=[{"descriptor": 6, "description": 99, "events": 1, "data": 0}]),
         "entry 99",
     ),
+    # terminals
+    "a terminal that is not there": (description(14, terminal=1), "entry 1 of 1"),
+    "a terminal with a high number": (put("terminals", 0, "number")(4096), "<= 4095"),
+    "two terminals of one number": (put("terminals")([{"number": 1}] * 2), "same number"),
+    "a terminal that nobody has open": (
+        put("terminals")([{"number": 1}, {"number": 2}]),
+        "open nowhere",
+    ),
+    "two masters": (description(14, master=True, path="/dev/ptmx"), "two masters"),
+    "a file for a master": (description(15, path="/etc/passwd"), "no master"),
+    "half a terminal": (put("terminals", 0, "settings")(bytes(7)), "settings"),
+    "a window of one number": (put("terminals", 0, "window")(bytes(2)), "settings"),
+    "much that was typed": (put("terminals", 0, "unfinished")(bytes(5000)), "typed"),
+    "many ends of file": (put("terminals", 0, "typed")([b""] * 5000), "typed"),
+    "much that was printed": (put("terminals", 0, "printed")(bytes(1 << 17)), "printed"),
+    "a controlling terminal that is not there": (process(terminal=3), "entry 3 of 1"),
+    "a controlling terminal without a master": (description(15, master=False), "hung up"),
     # processes and threads
     "no process": (put("processes")([]), "no process"),
     "pid 1": (process(pid=1, threads=[thread(1)]), "first process"),
