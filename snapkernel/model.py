@@ -437,10 +437,12 @@ class Stream(Description, frozen=True, kw_only=True, tag="stream"):
     Attributes:
         stream: 0 input, 1 output, 2 error.
         was: what it was, for the reader.
+        settings: of a terminal: ``struct termios2`` (``TCGETS2``).
     """
 
     stream: Annotated[int, msgspec.Meta(ge=0, le=2)]
     was: str
+    settings: bytes = b""
 
 
 class TerminalEnd(Description, frozen=True, kw_only=True, tag="terminal"):

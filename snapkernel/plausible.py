@@ -37,6 +37,7 @@ from snapkernel.model import (
     Process,
     RegularFile,
     SharedMemory,
+    Stream,
     TcpListener,
     Terminal,
     TerminalEnd,
@@ -277,6 +278,9 @@ def _description(manifest: Manifest, index: int, record: AnyDescription) -> None
             mode = record.flags & os.O_ACCMODE
             if mode == os.O_ACCMODE or writable != (mode != os.O_RDONLY):
                 raise ValueError("is no end of a pipe")
+        case Stream(settings=settings):
+            if len(settings) not in (0, terminal_queue.SETTINGS):
+                raise ValueError("has settings of no terminal")
         case TerminalEnd(master=True, path=path):
             if path not in terminal.MASTERS:
                 raise ValueError(f"{path[:80]!r} is no master of a terminal")

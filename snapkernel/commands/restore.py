@@ -81,8 +81,12 @@ def command(
         )
     if foreground:
         foreground.begin(held.target.pid)
-    process = held.release()
-    _tell(process, detach, as_json)
+    if foreground and not as_json:
+        _tell(held.process(), detach, as_json)  # What it shows from now on is its own.
+        process = held.release()
+    else:
+        process = held.release()
+        _tell(process, detach, as_json)
     if foreground:
         ctx.exit(foreground.follow(process))
 

@@ -84,9 +84,14 @@ def capture(capture: Capture, table: Table) -> dict[int, tuple[Descriptor, ...]]
         record = _describe(capture, file, table)
         if record is not None:
             capture.descriptions.append(record)
+    parts = stream.parts(capture, table)
     return {
         pid: tuple(
-            Descriptor(number=number, description=index, close_on_exec=close)
+            Descriptor(
+                number=number,
+                description=parts.get((index, number), index),
+                close_on_exec=close,
+            )
             for number, index, close in entries
         )
         for pid, entries in table.entries.items()

@@ -31,7 +31,7 @@ from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
-from snapkernel.resources import descriptors, family, sockets, terminal, vdso
+from snapkernel.resources import descriptors, family, outer_terminal, sockets, terminal, vdso
 from snapkernel.resources.context import Build, Fill
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
@@ -168,6 +168,10 @@ class Held:
             target = self.targets[process.pid]
             target.stop_again = bool(process.stopped)
             target.release()
+        return self.process()
+
+    def process(self) -> RestoredProcess:
+        """What is known of it now; it does not run yet, or only just."""
         self.timings["running"] = time.perf_counter() - self.began
         notes = (*self.build.manifest.notes, *self.build.notes)
         return RestoredProcess(
@@ -208,14 +212,15 @@ def hold(
         check.refuse_mismatches(manifest)
         thaw = _Thaw(manifest, where, fetch, inherited, report, progress, began)
         held = thaw.run()
-    try:
-        if manifest.jupyter is not None:
-            path = Path(connection_file or streams.connection_path(manifest))
-            write_connection(path, manifest.jupyter, held.build.ports)
-            held.connection_file = path
-    except BaseException:
-        held.destroy()
-        raise
+        try:
+            if manifest.jupyter is not None:
+                path = Path(connection_file or streams.connection_path(manifest))
+                write_connection(path, manifest.jupyter, held.build.ports)
+                held.connection_file = path
+            held.build.notes += outer_terminal.rebuild(manifest, inherited, held.target.pid)
+        except BaseException:
+            held.destroy()
+            raise
     return held
 
 

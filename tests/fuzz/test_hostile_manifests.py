@@ -173,6 +173,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two masters": (description(14, master=True, path="/dev/ptmx"), "two masters"),
     "a file for a master": (description(15, path="/etc/passwd"), "no master"),
     "half a terminal": (put("terminals", 0, "settings")(bytes(7)), "settings"),
+    "settings of half a terminal": (description(5, settings=bytes(7)), "no terminal"),
     "a window of one number": (put("terminals", 0, "window")(bytes(2)), "settings"),
     "much that was typed": (put("terminals", 0, "unfinished")(bytes(5000)), "typed"),
     "many ends of file": (put("terminals", 0, "typed")([b""] * 5000), "typed"),

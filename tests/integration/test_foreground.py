@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pty
-import re
 import select
 import shutil
 import signal
@@ -14,18 +12,15 @@ import subprocess
 import sys
 import sysconfig
 import termios
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.terminal import PATIENCE, PROMPT, Terminal, exit_status, interactive_shell
 
 import snapkernel
 
 COMMAND = shutil.which("snapkernel", path=sysconfig.get_path("scripts")) or "snapkernel"
-PATIENCE = 60.0
-PROMPT = "next> "
 
 # Says what it hears, and does what it is told.
 PARROT = """
@@ -65,53 +60,6 @@ for line in sys.stdin:
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
-class Terminal:
-    """A program in a terminal of its own, whose session it leads."""
-
-    def __init__(self, *command: str) -> None:
-        self.pid, self.master = pty.fork()
-        if self.pid == 0:
-            with suppress(BaseException):
-                os.environ |= {"PS1": PROMPT, "TERM": "dumb", "PROMPT_COMMAND": ""}
-                os.execv(command[0], command)
-            os._exit(126)
-        self.text = ""
-        self.status: int | None = None
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def until(self, pattern: str) -> re.Match[str]:
-        """Wait until this is printed, and forget all up to it."""
-        deadline = time.monotonic() + PATIENCE
-        while not (match := re.search(pattern, self.text)):
-            rest = deadline - time.monotonic()
-            if rest <= 0 or not select.select([self.master], [], [], rest)[0]:
-                pytest.fail(f"no {pattern!r} in {self.text!r}")
-            try:
-                self.text += os.read(self.master, 65536).decode(errors="replace")
-            except OSError:  # Everybody has closed the other side.
-                pytest.fail(f"no {pattern!r} in {self.text!r} until the end")
-        self.text = self.text[match.end() :]
-        return match
-
-    def hang_up(self) -> None:
-        if self.master >= 0:
-            os.close(self.master)
-            self.master = -1
-
-    def end(self) -> None:
-        self.hang_up()
-        if self.status is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            self.wait()
-
-    def wait(self) -> int:
-        self.status = os.waitpid(self.pid, 0)[1]
-        return self.status
-
-
 @pytest.fixture
 def parrot(store: str) -> str:
     """Command line of a restore."""
@@ -130,10 +78,8 @@ def parrot(store: str) -> str:
 @pytest.fixture
 def shell() -> Iterator[Terminal]:
     """An interactive shell."""
-    terminal = Terminal("/bin/bash", "--norc", "--noprofile", "--noediting", "-i")
-    terminal.until(PROMPT)
-    yield terminal
-    terminal.end()
+    with interactive_shell() as terminal:
+        yield terminal
 
 
 def begin(terminal: Terminal, command: str) -> int:
@@ -151,12 +97,6 @@ def say(terminal: Terminal, word: str) -> None:
 
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def exit_status(shell: Terminal) -> int:
-    shell.until(PROMPT)
-    shell.type("echo status $?\n")
-    return int(shell.until(r"status (\d+)\r\n")[1])
 
 
 def test_stop_and_continue(shell: Terminal, parrot: str) -> None:
