@@ -198,7 +198,9 @@ def test_window(shell: Terminal, parrot: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGTERM, signal.SIGRTMIN]
+    "number",
+    [signal.SIGSEGV, signal.SIGKILL, signal.SIGTERM, signal.SIGRTMIN],
+    ids=lambda number: signal.Signals(number).name,
 )
 def test_death(number: int, parrot: str) -> None:
     """The command dies of what the process dies of; two cores would be one too many."""
