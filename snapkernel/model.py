@@ -742,6 +742,7 @@ class Terminal(Record, frozen=True, kw_only=True):
             file (the empty one is an end of file alone).
         unfinished: the same: what follows them, or all of it where input is not by lines.
         printed: what waits for the master's reader.
+        stopped: output is, by a call (``TCOOFF`` of tcflow(3)) or a character (``VSTOP``).
     """
 
     number: Annotated[int, msgspec.Meta(ge=0, lt=MOST_TERMINALS)]
@@ -754,6 +755,7 @@ class Terminal(Record, frozen=True, kw_only=True):
     typed: tuple[bytes, ...] = ()
     unfinished: bytes = b""
     printed: bytes = b""
+    stopped: Literal["no", "call", "character"] = "no"
 
 
 class Descriptor(Record, frozen=True, kw_only=True):

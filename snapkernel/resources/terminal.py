@@ -238,6 +238,7 @@ def save(capture: Capture) -> None:
             typed=tuple(queue.typed),
             unfinished=queue.unfinished,
             printed=queue.printed,
+            stopped=queue.stopped,
         )
 
 
@@ -369,7 +370,9 @@ class Fill:
     def queue(self) -> terminal_queue.Queue:
         """What waits."""
         terminal = self.terminal
-        return terminal_queue.Queue(list(terminal.typed), terminal.unfinished, terminal.printed)
+        return terminal_queue.Queue(
+            list(terminal.typed), terminal.unfinished, terminal.printed, terminal.stopped
+        )
 
     def run(self, build: Build, agent: Agent) -> None:
         """Raises CannotRestore."""

@@ -7,6 +7,11 @@ that is killed between the two takes it along; that is some microseconds, in whi
 What was typed arrives by a worker of the kernel, after write(2) has returned. The terminal is
 stopped before (``VSTOP``) and started by a character behind the last one (``VSTART``): once it
 takes output again, all of it has arrived (drivers/tty/n_tty.c).
+
+A terminal is often full of output, since programs print faster than others read. The kernel counts
+the buffers, not the bytes in them, so output is given back in pieces that fill these wholly
+(drivers/tty/tty_buffer.c): as much goes in again as has come out. A terminal that was stopped is
+started for that, and stopped again in the same way.
 """
 
 from __future__ import annotations
@@ -15,10 +20,12 @@ import os
 import select
 import struct
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fcntl import ioctl
+from typing import Literal
 
 from snapkernel import arch
 from snapkernel.errors import TargetError
@@ -33,7 +40,12 @@ HOLDS = 4096
 MOST_PRINTED = 1 << 16
 """Bytes: more than a terminal holds for the master's reader."""
 _PATIENCE = 5000
+_SMALLEST, _LARGEST = 256, 1792
+"""Bytes: sizes of buffers. The last one may go beyond the limit."""
 _QUOTE, _EOF, _STOP, _START = b"\x16", b"\x04", b"\x13", b"\x11"
+
+
+Stopped = Literal["no", "call", "character"]
 
 
 @dataclass
@@ -43,6 +55,7 @@ class Queue:
     typed: list[bytes] = field(default_factory=list)
     unfinished: bytes = b""
     printed: bytes = b""
+    stopped: Stopped = "no"
 
 
 def ask(descriptor: int, name: str, size: int = 4) -> bytes:
@@ -84,11 +97,7 @@ def obstacle(master: int, slave: int | None) -> tuple[str, str] | None:
         return "has news of packet mode (TIOCPKT) that was not read yet", "read it first"
     if not events(master, select.POLLOUT) & select.POLLOUT:
         return "is full of what was typed", "read it first"
-    if slave is None:
-        return None
-    if not events(slave, select.POLLOUT) & select.POLLOUT:
-        return "is stopped, or full of output", "start it again (Ctrl-Q), or read from it"
-    if number(ask(slave, "FIONREAD")) > _MOST_TYPED:
+    if slave is not None and number(ask(slave, "FIONREAD")) > _MOST_TYPED:
         return "is full of what was typed", "read it first"
     return None
 
@@ -164,6 +173,25 @@ def _take(master: int, slave: int, queue: Queue) -> None:
         tell(slave, "TCSETS2", settings)
     while events(master, select.POLLIN) & select.POLLIN:
         queue.printed += os.read(master, 1 << 16)
+    queue.stopped = _start(master, slave)
+
+
+def _prints(slave: int, patience: int = 0) -> bool:
+    return bool(events(slave, select.POLLOUT, patience) & select.POLLOUT)
+
+
+def _start(master: int, slave: int) -> Stopped:
+    """Let an empty terminal print, by undoing what has stopped it: tcflow(3), or Ctrl-S."""
+    if _prints(slave):
+        return "no"
+    termios.tcflow(slave, termios.TCOON)
+    if _prints(slave):
+        return "call"
+    with _transparent(slave):
+        _write(master, _START)
+        if not _prints(slave, _PATIENCE):
+            raise TargetError("pseudo-terminal", "cannot be started")
+    return "character"
 
 
 def _read(slave: int) -> bytes | None:
@@ -174,9 +202,27 @@ def _read(slave: int) -> bytes | None:
 
 
 def _give(master: int, slave: int, queue: Queue) -> None:
-    typed = b"".join(map(_line, queue.typed)) + _quoted(queue.unfinished)
-    if not typed and not queue.printed:
+    if queue == Queue():
         return
+    typed = b"".join(map(_line, queue.typed)) + _quoted(queue.unfinished)
+    with _transparent(slave):
+        if typed:
+            _stop(master, slave)
+            _write(master, typed + _START)
+            if not _prints(slave, _PATIENCE):
+                raise TargetError("pseudo-terminal", "does not take back what was typed")
+        _print(slave, queue.printed)
+        if queue.stopped == "character":
+            _stop(master, slave)
+        elif queue.stopped == "call":
+            termios.tcflow(slave, termios.TCOOFF)
+    events(master, select.POLLIN)
+
+
+@contextmanager
+def _transparent(slave: int) -> Iterator[None]:
+    """A mode in which a terminal changes nothing, takes every character that is quoted, and can be
+    stopped."""
     settings = ask(slave, "TCGETS2", SETTINGS)
     attributes = termios.tcgetattr(slave)
     characters = [b"\0"] * len(attributes[6])
@@ -186,17 +232,19 @@ def _give(master: int, slave: int, queue: Queue) -> None:
     attributes[3], attributes[6] = termios.ICANON | termios.IEXTEN, characters
     termios.tcsetattr(slave, termios.TCSANOW, attributes)
     try:
-        if typed:
-            _write(master, _STOP)
-            if events(slave, select.POLLIN | select.POLLOUT):
-                raise TargetError("pseudo-terminal", "cannot be stopped")
-            _write(master, typed + _START)
-            if not events(slave, select.POLLOUT, _PATIENCE):
-                raise TargetError("pseudo-terminal", "does not take back what was typed")
-        _write(slave, queue.printed)
+        yield
     finally:
         tell(slave, "TCSETS2", settings)
-    events(master, select.POLLIN)
+
+
+def _stop(master: int, slave: int) -> None:
+    """There is no event to wait for: the worker of the kernel takes some microseconds."""
+    _write(master, _STOP)
+    deadline = time.monotonic() + _PATIENCE / 1000
+    while _prints(slave):
+        if time.monotonic() > deadline:
+            raise TargetError("pseudo-terminal", "cannot be stopped")
+        os.sched_yield()
 
 
 def _line(data: bytes) -> bytes:
@@ -210,6 +258,21 @@ def _quoted(data: bytes) -> bytes:
     for special in (_QUOTE, _EOF, _STOP, _START, b"\n"):
         data = data.replace(special, _QUOTE + special)
     return data
+
+
+def _print(slave: int, data: bytes) -> None:
+    """Where it is full, the kernel is still about to bring some of it to the master, and wakes
+    nobody when that is done."""
+    deadline = time.monotonic() + _PATIENCE / 1000
+    while data:
+        piece = _SMALLEST if _prints(slave) else _LARGEST
+        try:
+            data = data[os.write(slave, data[:piece]) :]
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                text = "does not take back what was read from it"
+                raise TargetError("pseudo-terminal", text) from None
+            os.sched_yield()
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -266,7 +266,7 @@ def test_terminal_of_another(tmp_path: Path, store: str) -> None:
         assert process.verdict() == "ok"
 
 
-@pytest.mark.parametrize("state", ["stopped", "news", "full"])
+@pytest.mark.parametrize("state", ["news", "full"])
 def test_terminal_that_cannot_be_copied(state: str, tmp_path: Path, store: str) -> None:
     """What waits in it could not be given back."""
     with start(hazard(f"terminal_{state}"), tmp_path) as process:

@@ -1,5 +1,6 @@
 """Pseudo-terminals of the process itself: settings, what waits in them, who controls whom."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -7,9 +8,10 @@ import select
 import signal
 import struct
 import termios
+import time
 import tty
 
-from protocol import Worker, expect, main, program
+from protocol import PATIENCE, Worker, expect, main, program
 
 TIOCGPKT, TIOCSPTLCK, TIOCGPTLCK, TIOCGEXCL = 0x80045438, 0x40045431, 0x80045439, 0x80045440
 TCGETS2, TCSETS2, BOTHER = 0x802C542A, 0x402C542B, 0o010000
@@ -159,6 +161,63 @@ def terminal_much_printed():
     yield
     wanted = text.replace(b"\n", b"\r\n")
     expect("printed", read_all(master, len(wanted)) == wanted, True)
+
+
+@program
+def terminal_full():
+    """A program prints as long as the kernel takes it; nobody has read yet."""
+    master, slave = os.openpty()
+    os.set_blocking(slave, False)
+    text = b""
+    while ready(slave, select.POLLOUT):
+        line = b"%d %s\n" % (len(text), b"." * (len(text) % 100))
+        with contextlib.suppress(BlockingIOError):
+            text += line[: os.write(slave, line)]
+    yield
+    wanted = text.replace(b"\n", b"\r\n")
+    expect("printed", read_all(master, len(wanted)) == wanted, True)
+    os.write(slave, b"more")
+    expect("more", os.read(master, 100), b"more")
+
+
+@program
+def terminal_stopped():
+    """By Ctrl-S, with output before; Ctrl-Q starts it."""
+    master, slave = quiet()
+    os.write(slave, b"before")
+    os.write(master, b"typed\nand\x13")
+    until_stopped(slave)
+    writer = Worker(lambda: os.write(slave, b" and after")).blocked()
+    yield
+    expect("before", os.read(master, 100), b"before")
+    expect("stopped", ready(master), 0)
+    os.write(master, b"\x11")
+    expect("after", read_all(master, 10), b" and after")
+    expect("written", writer.result(), 10)
+    os.write(master, b" more\n")
+    expect("typed", os.read(slave, 100), b"typed\n")
+    expect("typed", os.read(slave, 100), b"and more\n")
+
+
+@program
+def terminal_stopped_by_call():
+    """By tcflow(3), which Ctrl-Q does not start."""
+    master, slave = quiet()
+    os.write(slave, b"before")
+    termios.tcflow(slave, termios.TCOOFF)
+    yield
+    expect("before", os.read(master, 100), b"before")
+    os.write(master, b"\x11typed\n")
+    expect("typed", os.read(slave, 100), b"typed\n")
+    expect("stopped", ready(slave, select.POLLOUT), 0)
+    termios.tcflow(slave, termios.TCOON)
+    expect("started", ready(slave, select.POLLOUT), select.POLLOUT)
+
+
+def until_stopped(slave):
+    deadline = time.monotonic() + PATIENCE
+    while ready(slave, select.POLLOUT):
+        expect("in time", time.monotonic() < deadline, True)
 
 
 @program

@@ -182,16 +182,6 @@ def terminal_of_another():
 
 
 @program
-def terminal_stopped():
-    master, slave = os.openpty()
-    termios.tcflow(slave, termios.TCOOFF)
-    yield
-    termios.tcflow(slave, termios.TCOON)
-    os.write(slave, b"printed")
-    expect("through the terminal", os.read(master, 100), b"printed")
-
-
-@program
 def terminal_news():
     """Packet mode tells of a change before it gives data."""
     master, slave = os.openpty()
