@@ -208,6 +208,8 @@ class AddressSpace(Record, frozen=True, kw_only=True):
         vdso: the kernel's mappings.
         content: private pages that differ from their file or from zero.
         guards: packed ``RUN`` entries of ``MADV_GUARD_INSTALL`` pages (Linux 6.13).
+        inherited: packed ``RUN`` entries of what is mapped as it is in the parent, and may be kept
+            when this process is forked.
     """
 
     mappings: tuple[Mapping, ...]
@@ -216,6 +218,7 @@ class AddressSpace(Record, frozen=True, kw_only=True):
     vdso: Vdso | None = None
     content: Content = Content()
     guards: bytes = b""
+    inherited: bytes = b""
 
 
 # --- threads and signals -----------------------------------------------------------------------

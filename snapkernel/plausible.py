@@ -223,8 +223,11 @@ def _memory(process: Process, page: int) -> None:
         raise ValueError("its auxiliary vector is too large")
     if len(memory.guards) % RUN.size:
         raise ValueError("its table of guards is truncated")
+    if len(memory.inherited) % RUN.size:
+        raise ValueError("its table of inherited memory is truncated")
     _inside("private memory", memory.content, _private(memory.mappings))
     _inside("guards", Content(runs=memory.guards), _spans(memory.mappings))
+    _inside("inherited memory", Content(runs=memory.inherited), _private(memory.mappings))
 
 
 def _private(mappings: Iterable[Mapping]) -> Iterator[tuple[int, int]]:

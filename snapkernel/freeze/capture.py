@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,6 +25,7 @@ from snapkernel.resources import (
     credentials,
     descriptors,
     family,
+    inheritance,
     memory,
     process,
     shared_memory,
@@ -36,6 +37,7 @@ from snapkernel.resources import (
 )
 from snapkernel.resources.context import Capture, Saver
 from snapkernel.resources.open_file import open_table
+from snapkernel.store.early import Early
 
 
 @dataclass
@@ -69,14 +71,17 @@ class Survey:
     """What was found out before the freeze.
 
     Attributes:
-        findings: what becomes of every object.
-        files: identities of mapped files.
+        capture: what was found: findings, objects that processes share, identities of files.
         looks: of each process, by its pid on this host.
     """
 
-    findings: list[Finding]
-    files: dict[tuple[str, int], FileIdentity]
+    capture: Capture
     looks: dict[int, Look]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What becomes of every object."""
+        return self.capture.findings
 
 
 _LOOKS = 3
@@ -124,7 +129,7 @@ def _look_from_outside(pid: int) -> Survey:
                     terminal.capture_controlling(capture, one, looks)
     except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
         raise why_not(pid, error.errno or 0) from None
-    return Survey(capture.findings, capture.known, looks)
+    return Survey(capture, looks)
 
 
 def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
@@ -135,6 +140,7 @@ def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
         maps = procfs.text(f"/proc/{pid}/maps")
         areas = procfs.areas(maps)
         memory.capture(capture, areas, flags)
+        shared_memory.register(capture, areas)
         capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
         capture.saved(f"{len(procfs.tids(pid))} threads")
         capture.saved(f"{len(areas)} memory mappings")
@@ -253,23 +259,29 @@ def capture(
     zombies: Sequence[Zombie],
     files: dict[tuple[str, int], FileIdentity],
     save: Saver | None,
+    early: dict[tuple[str, int], Early] | None = None,
+    each: Callable[[Frozen], None] = lambda frozen: None,
 ) -> tuple[Capture, Clocks]:
     """Look at stopped processes; the first is an ancestor of all others.
 
-    The shared objects they have are read at once, by ``save``. The records of their mappings are
-    left for :func:`mappings`, their private memory for :func:`private_runs`: both can be had later.
+    ``each`` is told when a process has been looked at by itself, without what it shares. The shared
+    objects they have are read at once, by ``save``, with what was stored of them early. The records
+    of their mappings are left for :func:`mappings`, their private memory for :func:`private_runs`:
+    both can be had later.
 
     Raises:
         CannotCheckpoint: one has come to hold something that cannot be saved.
     """
     first = parts[0]
     root = Capture(first.target.pid, first.target, first.agent, save, files)
+    root.early = early or {}
     at = clocks(root.pid)
     for part in parts:
         part.capture = root
         if part is not first:
             part.capture = root.sibling(part.target.pid, part.target, part.agent)
         part.process = _capture_one(part)
+        each(part)
         shared_memory.register(part.capture, part.areas)
     family.check(root, [*(part.process for part in parts), *zombies])
     pids = [part.target.pid for part in parts]
@@ -337,15 +349,19 @@ def _capture_one(part: Frozen) -> Process:
     )
 
 
-def mappings(part: Frozen, flags: memory.Flags) -> Process:
-    """The process with the records of its mappings, made from what was read in the freeze.
+def mappings(
+    part: Frozen, flags: memory.Flags, parent: Sequence[procfs.Area] | None = None
+) -> Process:
+    """The process with the records of its mappings, made from what was read in the freeze, and with
+    what it may have from its parent, whose mappings are given.
 
     Raises:
         CannotCheckpoint: one of them cannot be had again.
     """
     found = memory.capture(part.capture, part.areas, flags)
     refuse(part.target.pid, part.capture.findings)
-    space = msgspec.structs.replace(part.process.memory, mappings=found)
+    inherited = b"" if parent is None else inheritance.capture(parent, part.areas)
+    space = msgspec.structs.replace(part.process.memory, mappings=found, inherited=inherited)
     return msgspec.structs.replace(part.process, memory=space)
 
 

@@ -31,12 +31,15 @@ if TYPE_CHECKING:
     from snapkernel.freeze.target import Target
     from snapkernel.resources.shared_memory import SharedObject
     from snapkernel.resources.terminal import TerminalEnds
+    from snapkernel.store.early import Early
 
 
 class Saver(Protocol):
     """Puts bytes of the frozen process into the store at once (they may change afterwards)."""
 
-    def __call__(self, source: object, runs: Sequence[tuple[int, int]]) -> Content: ...
+    def __call__(
+        self, source: object, runs: Sequence[tuple[int, int]], early: Early | None = None
+    ) -> Content: ...
 
 
 class Capture:
@@ -50,6 +53,7 @@ class Capture:
         target: the process when it is frozen.
         agent: the agent in it.
         save: for contents that must be read while the process is frozen.
+        early: what was stored of objects before, by device and inode.
         known: identities of files by path and inode, found out earlier.
         findings: every object that is not simply saved.
     """
@@ -75,6 +79,7 @@ class Capture:
         self.terminal_ends: list[TerminalEnds] = []
         self.queues: dict[int, UnixQueue] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
+        self.early: dict[tuple[str, int], Early] = {}
         self.shared_memory: list[SharedMemory] = []
         self.files: list[FileIdentity] = []
         self._file_index: dict[str, int] = {}
@@ -183,6 +188,7 @@ class Build:
         numbers: where each description is held that is there already.
         stream_cells: descriptor of each inherited stream.
         staging: where each shared anonymous object is mapped meanwhile.
+        kept: ranges that this process has from its parent: start and length.
         ports: old to new TCP ports.
         names: ``struct sockaddr`` that each bound socket has got.
         routes: the listener that each unix socket connects to, by description.
@@ -199,6 +205,7 @@ class Build:
     numbers: dict[int, int] = field(default_factory=dict)
     stream_cells: dict[int, Cell] = field(default_factory=dict)
     staging: dict[int, int] = field(default_factory=dict)
+    kept: Sequence[tuple[int, int]] = ()
     ports: dict[int, int] = field(default_factory=dict)
     names: dict[int, bytes] = field(default_factory=dict)
     routes: dict[int, int] = field(default_factory=dict)

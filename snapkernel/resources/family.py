@@ -9,7 +9,7 @@ before there are others in it, who inherit it. Groups are joined when all are th
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from snapkernel.freeze.batch import Batch, Words
@@ -60,11 +60,17 @@ def check(capture: Capture, members: Sequence[Member]) -> None:
             capture.refuse(subject, "the leader of its process group has ended", "end it")
 
 
-def steps(builds: Sequence[Build]) -> Iterator[tuple[int, Fork | Batch | End]]:
+def steps(
+    builds: Sequence[Build], heirs: Container[int] = ()
+) -> Iterator[tuple[int, Fork | Batch | End]]:
     """Births, sessions, groups and ends, each with the pid of the process that it is for; the
-    first process comes first, and is there."""
+    first process comes first, and is there.
+
+    ``heirs`` are born after their brothers: their parent's memory has been filled by then.
+    """
     manifest = builds[0].manifest
     members: list[Made] = [*manifest.processes, *manifest.zombies]
+    members.sort(key=lambda member: member.pid in heirs)
     first = manifest.processes[0]
     groups = {first.pid: first.pgid}
     if first.sid == first.pid:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import gc
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,7 @@ from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
 from snapkernel.resources import descriptors, family, outer_terminal, sockets, terminal, vdso
 from snapkernel.resources.context import Build, Fill
+from snapkernel.runs import Run, common
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
 from snapkernel.thaw.stub import Spawn, Stub, needs_user_namespace
@@ -319,7 +322,8 @@ class _Thaw:
     ) -> None:
         self.manifest = manifest
         self.store = store
-        self.fetch = fetch
+        self._coming = {manifest.processes[0].pid: fetch}
+        self._to_send: deque[tuple[int, Content]] = deque()
         self.inherited = inherited
         self.report = report
         self.progress = progress
@@ -373,7 +377,14 @@ class _Thaw:
         first.install(call_site(stub.target.memory, areas))
         self.agents = {build.process.pid: first}
         for pid, step in steps:
-            self._do(build, self.agents[pid], pid, step)
+            if isinstance(step, rebuild.FillAll) and step.fill.content.length >= _SMALL:
+                self._to_send.append((pid, step.fill.content))
+        try:
+            for pid, step in steps:
+                self._do(build, self.agents[pid], pid, step)
+        finally:
+            for fetch in self._coming.values():
+                fetch.close()
         for process in self.manifest.processes:
             agent = self.agents[process.pid]
             agent.ignores_trap = process.actions.get(signal.SIGTRAP) == agent.trap_action()
@@ -401,7 +412,7 @@ class _Thaw:
             threads = self._process(pid).threads
             self._run(build, agent, step.batch, target.tids[threads.index(step.thread)])
         elif isinstance(step, rebuild.FillAll):
-            self._fill_all(pid, target, step.fill.content)
+            self._fill_all(pid, target, step)
         elif isinstance(step, Fill):
             self._fill(target, step)
         elif isinstance(step, rebuild.MakeThreads):
@@ -425,13 +436,22 @@ class _Thaw:
         agent.run(batch, tid)
         build.note_lost(batch)
 
-    def _fill_all(self, pid: int, target: Target, content: Content) -> None:
-        """Private memory; that of the first process is on its way already."""
-        if pid == self.manifest.processes[0].pid:
-            self._deliver(self.fetch, target, 0)
-        else:
-            with self.store.fetch(self.manifest, content) as fetch:
-                self._deliver(fetch, target, 0)
+    def _fill_all(self, pid: int, target: Target, step: rebuild.FillAll) -> None:
+        """Private memory; that of the first process is on its way already, and that of the next
+        large one is sent for before this one is written."""
+        while self._to_send and self._to_send[0][0] in (pid, *self._coming):
+            self._to_send.popleft()
+        fetch = self._coming.pop(pid, None)
+        content = step.fill.content
+        if fetch is None and content.length < _SMALL:
+            for address, data in self.store.read(self.manifest, content):
+                _write(target, [(address, len(data))], memoryview(data), step.there)
+            return
+        with fetch or self.store.fetch(self.manifest, content) as fetch:
+            if self._to_send:
+                following, content = self._to_send.popleft()
+                self._coming[following] = self.store.fetch(self.manifest, content)
+            self._deliver(fetch, target, there=step.there)
         self.mark("fill memory")
 
     def _fill(self, target: Target, step: Fill) -> None:
@@ -442,11 +462,13 @@ class _Thaw:
             with self.store.fetch(self.manifest, step.content) as fetch:
                 self._deliver(fetch, target, step.shift)
 
-    def _deliver(self, fetch: Fetch, target: Target, shift: int) -> None:
-        def write(runs: list[tuple[int, int]], data: memoryview) -> None:
+    def _deliver(
+        self, fetch: Fetch, target: Target, shift: int = 0, there: Sequence[Run] = ()
+    ) -> None:
+        def write(runs: list[Run], data: memoryview) -> None:
             if shift:
                 runs = [(address + shift, length) for address, length in runs]
-            target.memory.write_runs(runs, data)
+            _write(target, runs, data, there)
             self.done += len(data)
             if self.progress is not None:
                 self.progress("loading memory", self.done, self.manifest.memory_bytes)
@@ -532,6 +554,19 @@ class _Thaw:
             target.masks[tid] = thread.signal_mask
         with contextlib.suppress(OSError):
             Path(f"/proc/{target.pid}/oom_score_adj").write_text(str(process.oom_score_adj))
+
+
+def _write(target: Target, runs: list[Run], data: memoryview, there: Sequence[Run]) -> None:
+    """Write bytes; where something is there already, only what differs."""
+    if there:
+        first = min(address for address, _ in runs)
+        end = max(map(sum, runs))
+        at = bisect.bisect_right(there, (first, 1 << 64)) - 1
+        behind = bisect.bisect_left(there, (end, 0))
+        if any(common([(first, end - first)], there[max(at, 0) : behind])):
+            target.memory.write_changed(runs, data)
+            return
+    target.memory.write_runs(runs, data)
 
 
 __all__ = ["Held", "RestoredProcess", "hold", "plan", "restore"]
