@@ -93,3 +93,19 @@ def test_dialogue(stop: bool, tmp_path: Path, store: str) -> None:
             assert copy.execute("shell.exitstatus") == "7"
         if not stop:
             original.execute(PEXPECT_GOES_ON)
+
+
+def test_command_that_starts_others_all_the_time(tmp_path: Path, store: str) -> None:
+    """Each of them lives for milliseconds, and may end whenever it is looked at."""
+    with Kernel.start(tmp_path / "original") as original:
+        running = original.send(
+            "!echo started; while [ ! -e go ]; do ls -l /usr/bin >/dev/null; done; exit 3"
+        )
+        original.until_printed(running, "started")
+        for _ in range(20):
+            snapshot = snapkernel.checkpoint(original.pid, store=store)
+        with Kernel.restore(snapshot, store, tmp_path / "copy") as copy:
+            (tmp_path / "original" / "go").touch()
+            original.result(running)
+            assert original.execute("_exit_code") == "3"
+            assert copy.execute("_exit_code") == "3"
