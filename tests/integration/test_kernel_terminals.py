@@ -102,7 +102,7 @@ def test_command_that_starts_others_all_the_time(tmp_path: Path, store: str) -> 
             "!echo started; while [ ! -e go ]; do ls -l /usr/bin >/dev/null; done; exit 3"
         )
         original.until_printed(running, "started")
-        for _ in range(20):
+        for _ in range(10):
             snapshot = snapkernel.checkpoint(original.pid, store=store)
         with Kernel.restore(snapshot, store, tmp_path / "copy") as copy:
             (tmp_path / "original" / "go").touch()
