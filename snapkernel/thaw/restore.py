@@ -33,7 +33,7 @@ from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
-from snapkernel.resources import descriptors, family, sockets, vdso
+from snapkernel.resources import descriptors, family, outer_terminal, sockets, terminal, vdso
 from snapkernel.resources.context import Build, Fill
 from snapkernel.runs import Run, common
 from snapkernel.store import Fetch, Store
@@ -108,6 +108,7 @@ def restore(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    report: int | None = None,
     progress: Progress | None = None,
 ) -> RestoredProcess:
     """Bring a snapshot back to life. The same one may be restored many times, side by side.
@@ -119,6 +120,8 @@ def restore(
         connection_file: where to write a Jupyter kernel's connection file; by default a new one
             in Jupyter's runtime directory.
         stdio: descriptors that become the standard streams; by default /dev/null and a log file.
+        report: a unix(7) socket of type SOCK_SEQPACKET that gets a wait status, an ``int`` as of
+            waitpid(2), whenever the process stops, continues or ends.
         progress: is told how far it is.
 
     Raises:
@@ -132,6 +135,7 @@ def restore(
         lazy=lazy,
         connection_file=connection_file,
         stdio=stdio,
+        report=report,
         progress=progress,
     )
     return held.release()
@@ -167,6 +171,10 @@ class Held:
             target = self.targets[process.pid]
             target.stop_again = bool(process.stopped)
             target.release()
+        return self.process()
+
+    def process(self) -> RestoredProcess:
+        """What is known of it now; it does not run yet, or only just."""
         self.timings["running"] = time.perf_counter() - self.began
         notes = (*self.build.manifest.notes, *self.build.notes)
         return RestoredProcess(
@@ -189,6 +197,7 @@ def hold(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    report: int | None = None,
     progress: Progress | None = None,
 ) -> Held:
     """The same as :func:`restore`, short of letting the process run."""
@@ -204,16 +213,17 @@ def hold(
         streams.opened(manifest, stdio) as inherited,
     ):
         check.refuse_mismatches(manifest)
-        thaw = _Thaw(manifest, where, fetch, inherited, progress, began)
+        thaw = _Thaw(manifest, where, fetch, inherited, report, progress, began)
         held = thaw.run()
-    try:
-        if manifest.jupyter is not None:
-            path = Path(connection_file or streams.connection_path(manifest))
-            write_connection(path, manifest.jupyter, held.build.ports)
-            held.connection_file = path
-    except BaseException:
-        held.destroy()
-        raise
+        try:
+            if manifest.jupyter is not None:
+                path = Path(connection_file or streams.connection_path(manifest))
+                write_connection(path, manifest.jupyter, held.build.ports)
+                held.connection_file = path
+            held.build.notes += outer_terminal.rebuild(manifest, inherited, held.target.pid)
+        except BaseException:
+            held.destroy()
+            raise
     return held
 
 
@@ -306,6 +316,7 @@ class _Thaw:
         store: Store,
         fetch: Fetch,
         inherited: dict[int, int],
+        report: int | None,
         progress: Progress | None,
         began: float,
     ) -> None:
@@ -314,6 +325,7 @@ class _Thaw:
         self._coming = {manifest.processes[0].pid: fetch}
         self._to_send: deque[tuple[int, Content]] = deque()
         self.inherited = inherited
+        self.report = report
         self.progress = progress
         self.began = began
         self.timings: dict[str, float] = {}
@@ -329,7 +341,13 @@ class _Thaw:
         namespaces."""
         self.mark("checked")
         first = self.manifest.processes[0]
-        spawn = Spawn(first, self.manifest.clocks, list(self.inherited.values()))
+        spawn = Spawn(
+            first,
+            self.manifest.clocks,
+            list(self.inherited.values()),
+            terminals=bool(self.manifest.terminals),
+            report=self.report,
+        )
         try:
             build = Build(self.manifest, first, self.architecture, self.inherited)
             base, steps = _steps(build)
@@ -405,7 +423,7 @@ class _Thaw:
             self._fork(agent, step)
         elif isinstance(step, family.End):
             self._end(pid, step)
-        elif isinstance(step, sockets.Step):
+        elif isinstance(step, sockets.Step | terminal.Fill):
             step.run(build, agent)
         else:
             target.memory.write(step.address, step.data)
