@@ -31,6 +31,7 @@ from snapkernel.resources import (
     process,
     shared_memory,
     signals,
+    terminal,
     threads,
     timers,
     vdso,
@@ -86,25 +87,47 @@ class Survey:
         return self.capture.findings
 
 
-_LOOKS = 3
+_LOOKS, _ENDS = 3, 20
+
+
+class _EndedError(Exception):
+    """A descendant has ended while it was looked at."""
 
 
 def survey(pid: int, choice: Choice = NOTHING) -> Survey:
     """Look at a running process and its descendants, without touching them. ``choice`` is of the
     files that are to travel.
 
-    What they have may change while it is looked at; only what is refused three times is refused.
+    What they have may change while it is looked at; only what is refused three times is refused. A
+    descendant may end: then all are looked at again, since what it had is mixed with what others
+    have.
 
     Raises:
         TargetError: it does not exist or may not be examined.
         UnsupportedHost: its architecture is not supported here.
     """
     architecture_of(pid)
-    for _ in range(_LOOKS):
-        found = _look_from_outside(pid, choice)
-        if all(finding.status != "refused" for finding in found.findings):
-            break
-    return found
+    looks = ends = 0
+    while True:
+        try:
+            found = _look_from_outside(pid, choice)
+        except _EndedError:
+            ends += 1
+            if ends == _ENDS:
+                reason = "its children end faster than they can be looked at"
+                raise TargetError(f"process {pid}", reason, "try again") from None
+            continue
+        looks += 1
+        if looks == _LOOKS or all(finding.status != "refused" for finding in found.findings):
+            return found
+
+
+def _is_ending(pid: int) -> bool:
+    """It has given up its memory, is a zombie, or gone."""
+    try:
+        return "VmSize" not in procfs.status(pid)
+    except TargetError:
+        return True
 
 
 def _look_from_outside(pid: int, choice: Choice) -> Survey:
@@ -120,18 +143,24 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
             looks[one], identity = _look_at(capture if one == pid else capture.sibling(one))
             members.append(identity)
         except (TargetError, OSError):
-            if one == pid or os.path.exists(f"/proc/{one}"):
+            if one == pid or not _is_ending(one):
                 raise
-            looks.pop(one, None)  # it has ended meanwhile
+            looks.pop(one, None)
     family.check(capture, members)
     try:
         with open_table(*looks) as table:
             descriptors.capture(capture, table)
+            for one in looks:
+                terminal.capture_controlling(capture, one, looks)
             areas = [area for look in looks.values() for area in look.areas]
-            found = carried_file.capture(capture, table, areas)
-        _search(capture, list(looks), found)
-    except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
-        raise why_not(pid, error.errno or 0) from None
+            files = carried_file.capture(capture, table, areas)
+        _search(capture, list(looks), files)
+    except (TargetError, OSError) as error:
+        if any(one != pid and _is_ending(one) for one in looks):
+            raise _EndedError from None
+        if isinstance(error, (PermissionError, FileNotFoundError, ProcessLookupError)):
+            raise why_not(pid, error.errno or 0) from None
+        raise
     return Survey(capture, looks)
 
 
@@ -298,15 +327,20 @@ def capture(
         each(part)
         shared_memory.register(part.capture, part.areas)
     family.check(root, [*(part.process for part in parts), *zombies])
-    with open_table(*(part.target.pid for part in parts)) as table:
+    pids = [part.target.pid for part in parts]
+    with open_table(*pids) as table:
         tables = descriptors.capture(root, table)
+        controlling = {pid: terminal.capture_controlling(root, pid, pids) for pid in pids}
         refuse(root.pid, root.findings)
         if root.objects:
             shared_memory.save(root)
+        terminal.save(root)
         carried = carried_file.capture(root, table, [a for part in parts for a in part.areas])
     for part in parts:
-        entries = tables[part.target.pid]
-        part.process = msgspec.structs.replace(part.process, descriptors=entries)
+        pid = part.target.pid
+        part.process = msgspec.structs.replace(
+            part.process, descriptors=tables[pid], terminal=controlling[pid]
+        )
     return root, at, carried
 
 

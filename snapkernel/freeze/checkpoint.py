@@ -358,6 +358,7 @@ class _Shot:
         with live.ended(copies):
             areas = {part.process.pid: part.areas for part in self.parts}
             for part in self.parts:
+                part.capture.alive = part.copy.target.pid if part.copy is not None else 0
                 parent = areas.get(part.process.ppid)
                 part.process = looking.mappings(part, part.flags, parent)
             self._store_files(runs_on=bool(copies))
@@ -552,6 +553,7 @@ class _Shot:
             zombies=self.zombies,
             descriptions=tuple(capture.descriptions),
             pipes=tuple(capture.pipes),
+            terminals=tuple(capture.terminals),
             shared_memory=tuple(capture.shared_memory),
             files=tuple(capture.files),
             carried=tuple(self.carried),

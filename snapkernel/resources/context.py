@@ -22,6 +22,7 @@ from snapkernel.model import (
     Pipe,
     Process,
     SharedMemory,
+    Terminal,
     UnixQueue,
 )
 from snapkernel.resources.file_choice import NOTHING, Choice
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from snapkernel.freeze.agent import Agent
     from snapkernel.freeze.target import Target
     from snapkernel.resources.shared_memory import SharedObject
+    from snapkernel.resources.terminal import TerminalEnds
     from snapkernel.store.early import Early
 
 
@@ -55,6 +57,7 @@ class Capture:
         early: what was stored of objects before, by device and inode.
         known: identities of files by path and inode, found out earlier.
         choice: which files travel.
+        alive: pid of a copy of the process, which itself may have ended; 0 for none.
         findings: every object that is not simply saved.
     """
 
@@ -71,12 +74,15 @@ class Capture:
         self.target = target
         self.agent = agent
         self.save = save
+        self.alive = 0
         self.known = {} if known is None else known
         self.choice = choice
         self.findings: list[Finding] = []
         self.descriptions: list[AnyDescription] = []
         self.pipes: list[Pipe] = []
         self.pipe_index: dict[str, int] = {}
+        self.terminals: list[Terminal] = []
+        self.terminal_ends: list[TerminalEnds] = []
         self.queues: dict[int, UnixQueue] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
         self.early: dict[tuple[str, int], Early] = {}
@@ -141,7 +147,7 @@ class Capture:
         return len(self.files) - 1
 
     def _identify(self, path: str, inode: int) -> FileIdentity:
-        there = f"/proc/{self.pid}/root{path}"
+        there = f"/proc/{self.alive or self.pid}/root{path}"
         try:
             status = os.stat(there)
         except OSError as error:

@@ -32,6 +32,7 @@ from snapkernel.resources import (
     shared_memory,
     signals,
     sockets,
+    terminal,
     threads,
     timers,
     vdso,
@@ -93,6 +94,7 @@ Step = (
     | MakeThreads
     | Listen
     | sockets.Step
+    | terminal.Fill
     | Write
     | family.Fork
     | family.End
@@ -146,8 +148,9 @@ def steps(
     for index, listener in descriptors.listeners(first):
         yield pid, Listen(index, listener)
     yield from ((pid, step) for step in sockets.steps(first))
+    yield from ((pid, step) for step in terminal.steps(first))
     spaces = _Spaces(builds, same_vdso, agent)
-    for parent, birth in family.steps(first.manifest, spaces.heirs):
+    for parent, birth in family.steps(builds, spaces.heirs):
         if isinstance(birth, family.Fork) and birth.child.pid in spaces.heirs:
             yield from spaces.filled(parent)
         spaces.born(birth, parent)
@@ -184,8 +187,8 @@ class _Spaces:
         self.heirs = {pid for pid, found in self._inheritances.items() if found.kept}
 
     def born(self, birth: family.Fork | family.End | Batch, parent: int) -> None:
-        """Remember that a child has its parent's memory."""
-        if isinstance(birth, family.Fork) and parent in self._filled:
+        """Remember that a child has its parent's memory, be it that of the parent's parent."""
+        if isinstance(birth, family.Fork) and parent in self._filled | self._born_filled:
             self._born_filled.add(birth.child.pid)
 
     def filled(self, pid: int) -> Iterator[tuple[int, Step]]:
@@ -282,7 +285,7 @@ def lines(step: Step) -> Iterator[str]:
     elif isinstance(step, Listen):
         where = f"{step.listener.address} port {step.listener.port}"
         yield f"-- listen on {where}, or another port if it is taken"
-    elif isinstance(step, sockets.Step):
+    elif isinstance(step, sockets.Step | terminal.Fill):
         yield from step.lines()
     else:
         yield f"-- write {len(step.data)} bytes at {step.address:#x}: {step.what}"

@@ -34,7 +34,7 @@ from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
 from snapkernel.portability.files import Arrivals, decide
-from snapkernel.resources import descriptors, family, sockets, vdso
+from snapkernel.resources import descriptors, family, outer_terminal, sockets, terminal, vdso
 from snapkernel.resources.context import Build, Fill
 from snapkernel.resources.file_arrival import Arrival
 from snapkernel.runs import Run, common
@@ -111,6 +111,7 @@ def restore(
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
     files: str = "refuse",
+    report: int | None = None,
     progress: Progress | None = None,
 ) -> RestoredProcess:
     """Bring a snapshot back to life. The same one may be restored many times, side by side.
@@ -126,6 +127,8 @@ def restore(
             (use the one that is here), ``overwrite`` or ``beside`` (the copy gets its own); or
             ``none``: write no file at all. With ``refuse``, which is the default, only such missing
             files are written as were open or are below a working or temporary directory.
+        report: a unix(7) socket of type SOCK_SEQPACKET that gets a wait status, an ``int`` as of
+            waitpid(2), whenever the process stops, continues or ends.
         progress: is told how far it is.
 
     Raises:
@@ -140,6 +143,7 @@ def restore(
         connection_file=connection_file,
         stdio=stdio,
         files=files,
+        report=report,
         progress=progress,
     )
     return held.release()
@@ -179,6 +183,10 @@ class Held:
             target = self.targets[process.pid]
             target.stop_again = bool(process.stopped)
             target.release()
+        return self.process()
+
+    def process(self) -> RestoredProcess:
+        """What is known of it now; it does not run yet, or only just."""
         self.timings["running"] = time.perf_counter() - self.began
         notes = (*self.build.manifest.notes, *self.build.notes)
         return RestoredProcess(
@@ -202,6 +210,7 @@ def hold(
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
     files: str = "refuse",
+    report: int | None = None,
     progress: Progress | None = None,
 ) -> Held:
     """The same as :func:`restore`, short of letting the process run."""
@@ -218,16 +227,17 @@ def hold(
     ):
         arrivals = decide(manifest, files)
         check.refuse_mismatches(manifest, arrivals)
-        thaw = _Thaw(manifest, where, fetch, inherited, arrivals, progress, began)
+        thaw = _Thaw(manifest, where, fetch, inherited, arrivals, report, progress, began)
         held = thaw.run()
-    try:
-        if manifest.jupyter is not None:
-            path = Path(connection_file or streams.connection_path(manifest))
-            write_connection(path, manifest.jupyter, held.build.ports)
-            held.connection_file = path
-    except BaseException:
-        held.destroy()
-        raise
+        try:
+            if manifest.jupyter is not None:
+                path = Path(connection_file or streams.connection_path(manifest))
+                write_connection(path, manifest.jupyter, held.build.ports)
+                held.connection_file = path
+            held.build.notes += outer_terminal.rebuild(manifest, inherited, held.target.pid)
+        except BaseException:
+            held.destroy()
+            raise
     return held
 
 
@@ -328,6 +338,7 @@ class _Thaw:
         fetch: Fetch,
         inherited: dict[int, int],
         arrivals: Arrivals,
+        report: int | None,
         progress: Progress | None,
         began: float,
     ) -> None:
@@ -338,6 +349,7 @@ class _Thaw:
         self.inherited = inherited
         self.arrivals = arrivals
         self.arrival = Arrival()
+        self.report = report
         self.progress = progress
         self.began = began
         self.timings: dict[str, float] = {}
@@ -353,7 +365,13 @@ class _Thaw:
         namespaces."""
         self.mark("checked")
         first = self.manifest.processes[0]
-        spawn = Spawn(first, self.manifest.clocks, list(self.inherited.values()))
+        spawn = Spawn(
+            first,
+            self.manifest.clocks,
+            list(self.inherited.values()),
+            terminals=bool(self.manifest.terminals),
+            report=self.report,
+        )
         try:
             build = Build(self.manifest, first, self.architecture, self.inherited)
             build.paths, build.notes = self.arrivals.paths, self.arrivals.notes
@@ -445,7 +463,7 @@ class _Thaw:
             self._fork(agent, step)
         elif isinstance(step, family.End):
             self._end(pid, step)
-        elif isinstance(step, sockets.Step):
+        elif isinstance(step, sockets.Step | terminal.Fill):
             step.run(build, agent)
         else:
             target.memory.write(step.address, step.data)
