@@ -29,6 +29,10 @@ class Architecture(ABC):
     system_calls: Mapping[str, int]
     """Numbers of the system calls that snapkernel makes, by name."""
     system_call_instruction: bytes
+    call_and_return: bytes
+    """A system call instruction and the return from a function."""
+    signal_return: tuple[bytes, ...]
+    """Instructions that make rt_sigreturn(2), as C libraries have them; any of these."""
     task_size: int
     """End of the addresses that a process may map."""
     sigaction_size: int
@@ -79,6 +83,41 @@ class Architecture(ABC):
         An interrupted system call is made again, because what the kernel remembers about it
         (the restart block) stays with the old task. ``read(address, length)`` reads memory.
         """
+
+    @abstractmethod
+    def resumed(self, registers: bytes, read: Callable[[int, int], bytes]) -> bytes:
+        """A copy as after the kernel has dealt with an interrupted system call: nothing is left
+        for it to do, whoever loads these registers. ``read(address, length)`` reads memory."""
+
+    @abstractmethod
+    def vector_regset(self, tid: int) -> bytes:
+        """Floating point and vector state of a stopped thread, as the kernel gives it."""
+
+    @abstractmethod
+    def free_stack(self, registers: bytes) -> int:
+        """The address below which a signal handler could have its stack."""
+
+    @abstractmethod
+    def frame_size(self, state: bytes) -> int:
+        """The most bytes of a signal frame with this vector state (may be empty)."""
+
+    @abstractmethod
+    def frame_place(self, top: int, size: int) -> int:
+        """Where a signal frame of that size lies that ends below ``top``, and below which a
+        function may have its stack."""
+
+    @abstractmethod
+    def signal_frame(
+        self, registers: bytes, mask: int, state: bytes, address: int, signal_return: int
+    ) -> bytes:
+        """The memory at ``address`` by which the code at ``signal_return`` gives a thread these
+        registers, this signal mask and this vector state (the initial one where it is empty)."""
+
+    @abstractmethod
+    def returning(self, registers: bytes, frame: int, signal_return: int) -> bytes:
+        """A copy of what ``for_call`` or ``for_agent`` made: when that call or function returns, it
+        returns to the code at ``signal_return``, for the signal frame at ``frame``. The stack of a
+        function is below the frame."""
 
     @abstractmethod
     def get_vector(self, tid: int) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .. import Architecture
-from . import cpu, registers, vdso, vector
+from . import cpu, registers, signal_frame, vdso, vector
 from .system_calls import SYSTEM_CALLS
 
 
@@ -16,7 +16,9 @@ class X86(Architecture):
     byte_order = "little"
     word_size = 8
     system_calls = SYSTEM_CALLS
-    system_call_instruction = b"\x0f\x05"
+    system_call_instruction = registers.SYSCALL
+    call_and_return = signal_frame.CALL_AND_RETURN
+    signal_return = signal_frame.SIGNAL_RETURN
     task_size = (1 << 47) - 4096
     sigaction_size = 32
     stack_size = 24
@@ -45,6 +47,29 @@ class X86(Architecture):
 
     def resumable(self, raw: bytes, read: Callable[[int, int], bytes]) -> bytes:
         return registers.resumable(raw, read)
+
+    def resumed(self, raw: bytes, read: Callable[[int, int], bytes]) -> bytes:
+        return registers.resumed(raw, read)
+
+    def vector_regset(self, tid: int) -> bytes:
+        return vector.read(tid)
+
+    def free_stack(self, raw: bytes) -> int:
+        return registers.get(raw, "rsp") - signal_frame.RED_ZONE
+
+    def frame_size(self, state: bytes) -> int:
+        return signal_frame.size(state)
+
+    def frame_place(self, top: int, size: int) -> int:
+        return signal_frame.place(top, size)
+
+    def signal_frame(
+        self, raw: bytes, mask: int, state: bytes, address: int, signal_return: int
+    ) -> bytes:
+        return signal_frame.build(raw, mask, state, address, signal_return)
+
+    def returning(self, raw: bytes, frame: int, signal_return: int) -> bytes:
+        return registers.returning(raw, frame)
 
     def get_vector(self, tid: int) -> dict[str, bytes]:
         return vector.get(tid)

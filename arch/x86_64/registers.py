@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 NAMES = (
     "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss "
     "fs_base gs_base ds es fs gs"
 ).split()
 _LAYOUT = struct.Struct(f"<{len(NAMES)}Q")
+_WORD = struct.Struct("<Q")
 _INDEX = {name: index for index, name in enumerate(NAMES)}
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _MASK = (1 << 64) - 1
 _NONE = _MASK  # orig_rax outside of a system call
+
+SYSCALL = b"\x0f\x05"
 
 EINTR = 4
 ERESTARTNOHAND = 514
@@ -36,8 +40,19 @@ def signed(word: int) -> int:
 
 def get(raw: bytes, name: str) -> int:
     """One register."""
-    word: int = _LAYOUT.unpack(raw)[_INDEX[name]]
+    word: int = _WORD.unpack_from(raw, 8 * _INDEX[name])[0]
     return word
+
+
+def some(names: Sequence[str]) -> Callable[[bytes], tuple[int, ...]]:
+    """A function that gives several registers."""
+    chosen = itemgetter(*(_INDEX[name] for name in names))
+
+    def these(raw: bytes) -> tuple[int, ...]:
+        words: tuple[int, ...] = chosen(_LAYOUT.unpack(raw))
+        return words
+
+    return these
 
 
 def replace(raw: bytes, **values: int) -> bytes:
@@ -78,6 +93,11 @@ def interrupted_call(raw: bytes) -> int | None:
     return number if restart or always else None
 
 
+def returning(raw: bytes, frame: int) -> bytes:
+    """The stack of code whose return leads into the frame: it begins with the address."""
+    return replace(raw, rsp=frame)
+
+
 def unnoticed(raw: bytes) -> bytes:
     """Turn the EINTR of a call that a stop has interrupted into "make it again, unless a handler
     runs"; what uses the restart block is left to the kernel, which knows the time that is left."""
@@ -108,6 +128,16 @@ def resumable(raw: bytes, read: Callable[[int, int], bytes]) -> bytes:
     if result in (ERESTART_RESTARTBLOCK, EINTR):
         return replace(raw, rax=-ERESTARTNOHAND, orig_rax=number)
     return raw
+
+
+def resumed(raw: bytes, read: Callable[[int, int], bytes]) -> bytes:
+    """What the kernel would make of these registers before the thread goes on: a call that is to be
+    made again is, and begins anew (arch/x86/kernel/signal.c, arch_do_signal_or_restart)."""
+    raw = resumable(raw, read)
+    number = interrupted_call(raw)
+    if number is None:
+        return raw
+    return replace(raw, rip=get(raw, "rip") - len(SYSCALL), rax=number, orig_rax=_NONE)
 
 
 def _number_in_code(after: int, read: Callable[[int, int], bytes]) -> int | None:

@@ -27,6 +27,10 @@ COMPONENTS = {
 _LEGACY = 464  # FXSAVE without the bytes that are left to software
 _HEADER = 512
 _SIZE = 16384
+_MAGIC1, _MAGIC2 = 0x46505853, 0x46505845  # FP_XSTATE_MAGIC1, FP_XSTATE_MAGIC2
+_SOFTWARE = struct.Struct("<IIQI")  # struct _fpx_sw_bytes: magic, size of all, components, size
+_ON_REQUEST = 1 << 17 | 1 << 18  # arch_prctl(2), ARCH_REQ_XCOMP_PERM: not in everybody's frames
+_PKRU = 9
 _INITIAL_X87 = b"\x7f\x03" + bytes(22)
 _INITIAL_MXCSR = b"\x80\x1f\x00\x00"
 
@@ -44,7 +48,8 @@ def _layout() -> dict[int, tuple[int, int]]:
 _HERE = _layout()
 
 
-def _read(tid: int) -> bytes:
+def read(tid: int) -> bytes:
+    """The regset."""
     area = ffi.new("uint8_t[]", _SIZE)
     length = lib.sk_get_regset(tid, NT_X86_XSTATE, area, _SIZE)
     if length < 0:
@@ -54,7 +59,7 @@ def _read(tid: int) -> bytes:
 
 def get(tid: int) -> dict[str, bytes]:
     """The components that are not in their initial state."""
-    area = _read(tid)
+    area = read(tid)
     (in_use,) = struct.unpack_from("<Q", area, _HEADER)
     components = {"fxsave": area[:_LEGACY]}
     for number in range(2, 63):
@@ -71,6 +76,35 @@ def get(tid: int) -> dict[str, bytes]:
     return components
 
 
+def _in_frame(state: bytes) -> tuple[int, int]:
+    """The components that are saved in a thread's signal frames, and the size of these."""
+    (in_use,) = struct.unpack_from("<Q", state, _HEADER)
+    components, size = 3, _HEADER + 64
+    for number, (offset, length) in _HERE.items():
+        bit = 1 << number
+        if number in COMPONENTS and (not bit & _ON_REQUEST or in_use & _ON_REQUEST):
+            components |= bit
+            size = max(size, offset + length)
+    return components, min(size, len(state))
+
+
+def frame_size(state: bytes) -> int:
+    """Bytes of the state in a signal frame."""
+    return _in_frame(state)[1] + 4
+
+
+def for_frame(state: bytes) -> bytes:
+    """The state as rt_sigreturn(2) wants it (<asm/sigcontext.h>, ``struct _xstate``)."""
+    components, size = _in_frame(state)
+    area = bytearray(state[:size])
+    _SOFTWARE.pack_into(area, _LEGACY, _MAGIC1, size + 4, components, size)
+    (in_use,) = struct.unpack_from("<Q", area, _HEADER)
+    if components >> _PKRU & 1:
+        in_use |= 1 << _PKRU  # not in use would be zero: access to everything
+    struct.pack_into("<QQ", area, _HEADER, in_use & components, 0)
+    return bytes(area) + struct.pack("<I", _MAGIC2)
+
+
 def _in_use(fxsave: bytes) -> int:
     """Which of x87 (bit 0) and SSE (bit 1) are not in their initial state."""
     x87 = fxsave[:24] != _INITIAL_X87 or any(fxsave[32:160])
@@ -84,7 +118,7 @@ def set(tid: int, components: Mapping[str, bytes]) -> None:
     if unknown or len(components.get("fxsave", b"")) != _LEGACY:
         reason = f"has the unknown vector state {', '.join(sorted(unknown)) or 'fxsave'}"
         raise CannotRestore(f"thread {tid}", reason, "upgrade snapkernel")
-    present = _read(tid)
+    present = read(tid)
     area = bytearray(len(present))
     area[_LEGACY:_HEADER] = present[_LEGACY:_HEADER]
     area[:_LEGACY] = components["fxsave"]

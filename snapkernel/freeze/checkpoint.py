@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 import snapkernel
-from snapkernel import arch, procfs
+from snapkernel import arch, faults, procfs
+from snapkernel._native import lib
+from snapkernel.constants import PR_SET_PDEATHSIG
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import capture as looking
 from snapkernel.freeze import live
@@ -154,10 +156,18 @@ def checkpoint_here(
 ) -> Snapshot:
     """The same as :func:`checkpoint`, in this process and thread, which must not wait for children
     or be interrupted meanwhile."""
+    with faults.during("checkpoint"):
+        return _checkpoint(pid, store, name, stop, progress)
+
+
+def _checkpoint(
+    pid: int, store: Store | str | None, name: str, stop: bool, progress: Progress | None
+) -> Snapshot:
     began = time.perf_counter()
     timings: dict[str, float] = {}
 
     def mark(step: str) -> None:
+        faults.reached(step)
         timings[step] = time.perf_counter() - began
 
     survey = looking.survey(pid)
@@ -185,10 +195,13 @@ def rehearse() -> None:
     Code that has just run runs faster: what is practised here is not paid for by the target, which
     waits meanwhile. Only for a process without other threads.
     """
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
-        while True:
+        lib.sk_prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        while os.getppid() == parent:  # it may have died before
             signal.pause()
+        os._exit(0)
     try:
         with Store.open("memory://rehearsal", create=True).writer() as writer:
             survey = looking.survey(child)
@@ -321,6 +334,7 @@ class _Shot:
                 part.process = looking.mappings(part, part.flags)
             self._store_memory()
         self.mark("stored")
+        faults.reached("memory is stored")
         if not self.stop:
             self._frozen.close()
         self.pause = self.pause or time.perf_counter() - start
@@ -420,6 +434,8 @@ class _Shot:
     def finish(self) -> None:
         """End the processes that were to be stopped."""
         if self.stop:
+            for part in self.parts:
+                part.target.begin_to_kill()
             for part in reversed(self.parts):
                 part.target.kill()
 

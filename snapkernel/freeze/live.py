@@ -7,7 +7,8 @@ Both are made with exit signal 0: no SIGCHLD, and invisible to a wait(2) that do
 such children by ``__WCLONE`` (clone(2)). The copy belongs to whoever reaps orphans.
 
 The copy never runs a program: it stays stopped, its descriptors are closed at once, so that no
-peer is kept waiting for an end of file and no port stays bound, and it dies with its tracer.
+peer is kept waiting for an end of file and no port stays bound, and it dies with its tracer. Helper
+and copy end by themselves when their tracer dies before it could tell the kernel so.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from snapkernel import faults
 from snapkernel._native import ffi, lib
-from snapkernel.constants import CLONE_FILES, CLONE_FS, CLONE_VM, WCLONE
+from snapkernel.constants import CLONE_FILES, CLONE_FS, CLONE_VFORK, CLONE_VM, WCLONE
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import Agent
-from snapkernel.freeze.batch import Batch, Words
+from snapkernel.freeze.batch import Batch, Call, Cell, Words
 from snapkernel.freeze.target import Target
 
 _CLONE_ARGS_SIZE = 11 * 8
@@ -62,15 +64,23 @@ def fork(target: Target, agent: Agent) -> Copy:
         SnapkernelError: the kernel does not give us a child (limits on processes or memory). The
             process is as it was.
     """
-    helper, inner = _clone(target, agent, target.leader, CLONE_VM | CLONE_FS | CLONE_FILES)
-    copy = None
+    batch = Batch("make a hidden copy of the process")
+    inner = Cell("helper")
+    # The process stands still until the helper has ended (CLONE_VFORK): both have the same stack.
+    helping = _clone(batch, CLONE_VM | CLONE_VFORK | CLONE_FS | CLONE_FILES, store=inner)
+    wait = batch.call("wait4", inner, 0, WCLONE, 0, note="the helper")
+    inside = Batch("fork the copy")
+    _clone(inside, 0)
+    inside.call("exit_group", 0)
+    copies: list[int] = []
     try:
-        target.registers[helper] = target.registers[target.leader]
-        target.masks[helper] = tracing.BLOCK_ALL
-        copy, _ = _clone(target, agent, helper, 0)
-    finally:
-        _end_helper(target, agent, helper, inner)
-    try:
+        with agent.helped(batch, inside) as (helper, registers):
+            _drive(helper, registers, copies)
+        if wait.result != helping.result:
+            raise SnapkernelError(f"process {target.pid}", f"its helper was not reaped: {wait}")
+        if not copies:
+            raise TargetError(f"process {target.pid}", "the new child was not reported")
+        copy = copies[0]
         # Killed rather than the user's kernel when memory runs short.
         with suppress(OSError), open(f"/proc/{copy}/oom_score_adj", "w") as file:
             file.write("1000")
@@ -78,45 +88,62 @@ def fork(target: Target, agent: Agent) -> Copy:
         close = Batch("close the copy's descriptors")
         close.call("close_range", 0, 0xFFFFFFFF, 0)
         result.registers[copy] = target.registers[target.leader]
-        Agent(result, agent.base, live=False).run(close)
+        Agent(result, agent.base, live=False, signal=agent.signal).run(close)
+        agent.erase_in(result.memory)
+        faults.reached("the copy is as the process was")
     except BaseException:
-        _kill(copy)
+        for copy in copies:
+            _kill(copy)
         raise
     return Copy(result)
 
 
-def _clone(target: Target, agent: Agent, tid: int, flags: int) -> tuple[int, int]:
-    """Let a thread clone; the stopped child's pid on this host, and as the process sees it."""
-    batch = Batch("make a hidden copy of the process")
+def _clone(batch: Batch, flags: int, store: Cell | None = None) -> Call:
+    """A child without exit signal, which ends by itself where nobody traces it."""
     words = Words((flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
-    call = batch.call("clone3", words, _CLONE_ARGS_SIZE, note="copy-on-write child")
-    agent.born.clear()
-    agent.run(batch, tid)
-    if not agent.born or call.result is None:
-        raise TargetError(f"process {target.pid}", "the new child was not reported")
-    child = agent.born.pop()
-    tracing.wait(child)
-    tracing.request(tracing.SETOPTIONS, child, 0, _OPTIONS)
-    return child, call.result
+    note = "copy-on-write child"
+    return batch.call("clone3", words, _CLONE_ARGS_SIZE, note=note, store=store, child_ends=True)
+
+
+def _drive(helper: int, registers: bytes, copies: list[int]) -> None:
+    """Have the helper make the copy, and end; adds the copy, which is stopped, to ``copies``.
+
+    It inherits the options of its tracing, and so dies with us from its first moment on.
+    """
+    try:
+        faults.reached("the helper is born")
+        tracing.wait(helper)
+        tracing.request(tracing.SETOPTIONS, helper, 0, _OPTIONS)
+        faults.reached("the helper dies with us")
+        tracing.set_registers(helper, registers)
+        faults.reached("the helper knows what to do")
+        tracing.request(tracing.CONT, helper)
+        event = tracing.wait(helper) >> 16
+        if event != tracing.EVENT_CLONE:
+            raise TargetError("the helper", f"stopped unexpectedly (event {event})")
+        copy = tracing.event_message(helper)
+        copies.append(copy)
+        faults.reached("the copy is born")
+        tracing.wait(copy)
+        tracing.request(tracing.CONT, helper)
+        faults.reached("the helper ends")
+        _reap(helper)
+    except tracing.Died:
+        return  # it could not make one; the call says why
+    except BaseException:
+        _kill(helper)
+        raise
 
 
 def _kill(pid: int) -> None:
     """Kill a child that was made here, and wait until it is gone."""
-    os.kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    _reap(pid)
+
+
+def _reap(pid: int) -> None:
+    """Wait until it is gone."""
     status = ffi.new("int *")
     while lib.sk_wait(pid, 0, status) >= 0 and os.WIFSTOPPED(status[0]):
         pass
-
-
-def _end_helper(target: Target, agent: Agent, helper: int, inner: int) -> None:
-    """End the helper and have the process take its exit status."""
-    target.registers.pop(helper, None)
-    target.masks.pop(helper, None)
-    _kill(helper)
-    batch = Batch("take the helper's exit status")
-    batch.call("wait4", inner, 0, WCLONE, 0, check=False)
-    agent.run(batch)
-    if batch.calls[0].result != inner:
-        raise SnapkernelError(
-            f"process {target.pid}", f"its helper was not reaped: {batch.calls[0]}"
-        )

@@ -17,13 +17,12 @@ CONT, KILL, DETACH, SYSCALL = 7, 8, 17, 24
 SETOPTIONS, SEIZE, INTERRUPT = 0x4200, 0x4206, 0x4207
 NT_PRSTATUS = 1
 
-O_TRACESYSGOOD, O_TRACEFORK, O_TRACECLONE, O_TRACEEXEC = 1, 2, 8, 16
+O_TRACESYSGOOD, O_TRACEFORK, O_TRACEVFORK, O_TRACECLONE, O_TRACEEXEC = 1, 2, 4, 8, 16
 O_EXITKILL = 1 << 20
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_STOP = 1, 2, 3, 4, 128
 
 BLOCK_ALL = (1 << 64) - 1 & ~(1 << signal.SIGTRAP - 1)
-"""All signals but SIGTRAP, by which the agent says that it is done: a blocked SIGTRAP that the
-kernel forces would reset the handler of the program."""
+"""All signals but SIGTRAP, by which the agent in a stub says that it is done."""
 
 SIGINFO_SIZE = 128
 
@@ -63,6 +62,24 @@ def wait(tid: int) -> int:
     if not os.WIFSTOPPED(status[0]):
         raise Died(f"thread {tid}", "ended while it was frozen")
     return int(status[0])
+
+
+def look(tid: int) -> int:
+    """The same, and the next :func:`wait` tells it again: as long as nobody has asked for it, the
+    kernel delivers a signal that was stopped at when the tracer dies (kernel/signal.c,
+    ptrace_signal)."""
+    status = ffi.new("int *")
+    result = lib.sk_look(tid, status)
+    if result < 0:
+        raise Died(f"thread {tid}", f"cannot be waited for: {os.strerror(-result)}")
+    return int(status[0]) if result > 0 else wait(tid)
+
+
+def event_message(tid: int) -> int:
+    """What belongs to the event that a thread has stopped at: the pid of a child."""
+    message = ffi.new("uint64_t *")
+    check(lib.sk_event_message(tid, message), tid, "reading an event")
+    return int(message[0])
 
 
 def get_registers(tid: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol, final
 import msgspec
 from blake3 import blake3
 
-from snapkernel import procfs
+from snapkernel import faults, procfs
 from snapkernel._native import ffi, lib
 from snapkernel.errors import StoreError
 from snapkernel.model import CHUNK, RUN, Content, Manifest
@@ -195,6 +195,7 @@ class SnapshotWriter:
             helpers = [self._pool.submit(work, piece) for piece in (first, second)]
             helpers += [self._pool.submit(work, take()) for _ in range(self._threads - 2)]
             self._wait(helpers)
+        faults.reached("a content is stored")
         return self._content([results[number] for number in range(len(results))])
 
     def _wait(self, helpers: Sequence[Future[None]]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snapkernel import arch, procfs
+from snapkernel import arch, faults, procfs
 from snapkernel._native import lib
 from snapkernel.errors import BatchFailed, CannotRestore
 from snapkernel.freeze import tracing
@@ -160,10 +160,12 @@ class Held:
 
     def release(self) -> RestoredProcess:
         """Let them run."""
-        for process in reversed(self.build.manifest.processes):
-            target = self.targets[process.pid]
-            target.stop_again = bool(process.stopped)
-            target.release()
+        with faults.during("restore"):
+            # The first one last: all others end with it, and it with us as long as it is held.
+            for process in reversed(self.build.manifest.processes):
+                target = self.targets[process.pid]
+                target.stop_again = bool(process.stopped)
+                target.release()
         self.timings["running"] = time.perf_counter() - self.began
         notes = (*self.build.manifest.notes, *self.build.notes)
         return RestoredProcess(
@@ -189,6 +191,18 @@ def hold(
     progress: Progress | None = None,
 ) -> Held:
     """The same as :func:`restore`, short of letting the process run."""
+    with faults.during("restore"):
+        return _hold(snapshot, store, lazy, connection_file, stdio, progress)
+
+
+def _hold(
+    snapshot: str | Snapshot,
+    store: Store | str | None,
+    lazy: bool | None,
+    connection_file: Path | str | None,
+    stdio: tuple[int, int, int] | None,
+    progress: Progress | None,
+) -> Held:
     began = time.perf_counter()
     if lazy:
         raise CannotRestore("lazy restore", "is not there yet", "restore eagerly")
@@ -327,6 +341,7 @@ class _Thaw:
         first = self.manifest.processes[0]
         spawn = Spawn(first, self.manifest.clocks, list(self.inherited.values()))
         try:
+            faults.reached("kernel-init is started")
             build = Build(self.manifest, first, self.architecture, self.inherited)
             base, steps = _steps(build)
             self.mark("planned")
@@ -358,7 +373,6 @@ class _Thaw:
             self._do(build, self.agents[pid], pid, step)
         for process in self.manifest.processes:
             agent = self.agents[process.pid]
-            agent.ignores_trap = process.actions.get(signal.SIGTRAP) == agent.trap_action()
             agent.remove(self._last_site(process, agent))
         self.mark("rebuilt")
 
@@ -375,6 +389,7 @@ class _Thaw:
 
     def _do(self, build: Build, agent: Agent, pid: int, step: rebuild.Step) -> None:
         target = agent.target
+        faults.reached(type(step).__name__)
         if isinstance(step, Batch):
             if step.calls:
                 self._run(build, agent, step, target.leader)
@@ -512,6 +527,7 @@ class _Thaw:
             tracing.set_signal_mask(tid, thread.signal_mask)
             target.registers[tid] = thread.registers
             target.masks[tid] = thread.signal_mask
+            faults.reached("a thread has its registers")
         with contextlib.suppress(OSError):
             Path(f"/proc/{target.pid}/oom_score_adj").write_text(str(process.oom_score_adj))
 

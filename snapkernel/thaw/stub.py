@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from snapkernel import procfs
+from snapkernel import faults, procfs
 from snapkernel._native import ffi, lib
 from snapkernel.errors import CannotRestore, UnsupportedHost
 from snapkernel.freeze import tracing
@@ -108,10 +108,15 @@ class Spawn:
         pid = 0
         try:
             init = _expect(self._control, b"init")
+            faults.reached("the namespaces are there")
             pid = _expect(self._control, b"stub")
+            faults.reached("the stub is born")
             tracing.request(tracing.SEIZE, pid, 0, _OPTIONS)
+            faults.reached("the stub is seized")
             self._control.send(b"x")
+            faults.reached("the stub may go on")
             _run_to_end_of_exec(pid)
+            faults.reached("the stub is empty")
             return Stub(Target(pid, [pid]), self._parent, init, self._own)
         except BaseException:
             if pid:
