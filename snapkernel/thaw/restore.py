@@ -166,6 +166,8 @@ class Held:
                 target = self.targets[process.pid]
                 target.stop_again = bool(process.stopped)
                 target.release()
+            self.stub.files.keep()
+            faults.reached("the files of the process are its own", may_fail=False)
         self.timings["running"] = time.perf_counter() - self.began
         notes = (*self.build.manifest.notes, *self.build.notes)
         return RestoredProcess(
@@ -220,7 +222,7 @@ def _hold(
     try:
         if manifest.jupyter is not None:
             path = Path(connection_file or streams.connection_path(manifest))
-            write_connection(path, manifest.jupyter, held.build.ports)
+            write_connection(path, manifest.jupyter, held.build.ports, held.stub.files.begin)
             held.connection_file = path
     except BaseException:
         held.destroy()
@@ -349,6 +351,7 @@ class _Thaw:
             spawn.abandon()
             raise
         stub = spawn.stopped()
+        build.begin_file = stub.files.begin
         self.mark("stub")
         try:
             self._rebuild(stub, build, base, steps)

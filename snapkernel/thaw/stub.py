@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from snapkernel import faults, procfs
 from snapkernel._native import ffi, lib
@@ -46,12 +47,14 @@ class Stub:
         parent: the kernel-init on our side; it ends with the status of the process.
         init_pid: pid 1 of the namespace, on this host.
         user_namespace: it has a user namespace of its own.
+        files: what was made for it on this host.
     """
 
     target: Target
     parent: subprocess.Popen[bytes]
     init_pid: int
     user_namespace: bool
+    files: Files
 
     def destroy(self, others: Sequence[Target] = ()) -> None:
         """End everything in the namespace; ``others`` were made from the stub. The namespace's end
@@ -63,6 +66,33 @@ class Stub:
         for target in targets.values():
             target.kill()
         self.parent.wait()
+        self.files.close()
+
+
+class Files:
+    """Names of files that are of use only if the process comes to run. The kernel-init, which knows
+    them by a pipe, removes them if that never happens, whatever becomes of us."""
+
+    def __init__(self) -> None:
+        self.theirs, self._ours = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def begin(self, path: str | bytes | Path) -> None:
+        """A file of that name is about to be made."""
+        with contextlib.suppress(BlockingIOError):  # more than fit in; they would stay
+            os.write(self._ours, os.fsencode(os.path.abspath(path)) + b"\0")
+
+    def keep(self) -> None:
+        """The process runs."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._ours, b"\0")
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more will be made."""
+        for descriptor in (self.theirs, self._ours):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.theirs = self._ours = -1
 
 
 def needs_user_namespace() -> bool:
@@ -81,12 +111,13 @@ class Spawn:
     def __init__(self, process: Process, clocks: Clocks, streams: Sequence[int]) -> None:
         """Start kernel-init; the clocks in its namespaces go on from ``clocks``."""
         self._own = needs_user_namespace()
+        self._files = Files()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(process, clocks, theirs.fileno(), streams, self._own),
-                pass_fds=(theirs.fileno(), *streams),
+                _command(process, clocks, theirs.fileno(), self._files.theirs, streams, self._own),
+                pass_fds=(theirs.fileno(), self._files.theirs, *streams),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -98,6 +129,7 @@ class Spawn:
         self._control.close()
         self._parent.kill()
         self._parent.wait()
+        self._files.close()
 
     def stopped(self) -> Stub:
         """Wait for the stub, and stop it before its first instruction.
@@ -117,7 +149,7 @@ class Spawn:
             faults.reached("the stub may go on")
             _run_to_end_of_exec(pid)
             faults.reached("the stub is empty")
-            return Stub(Target(pid, [pid]), self._parent, init, self._own)
+            return Stub(Target(pid, [pid]), self._parent, init, self._own, self._files)
         except BaseException:
             if pid:
                 with contextlib.suppress(ProcessLookupError):
@@ -130,9 +162,9 @@ class Spawn:
 
 
 def _command(
-    process: Process, clocks: Clocks, control: int, streams: Sequence[int], own: bool
+    process: Process, clocks: Clocks, control: int, files: int, streams: Sequence[int], own: bool
 ) -> list[str]:
-    command = [str(LIBEXEC / "kernel-init"), "--control", str(control)]
+    command = [str(LIBEXEC / "kernel-init"), "--control", str(control), "--files", str(files)]
     for name in ("pid", "ppid", "sid", "pgid"):
         command += [f"--{name}", str(getattr(process, name))]
     credentials = process.credentials
