@@ -17,9 +17,9 @@
  *
  * A failure is sent as "error STEP: TEXT".
  *
- * From the pipe of --files the parent of pid 1 learns, when all has ended, which files the driver has
- * made for the restored process: paths, each with a zero byte behind it. It removes them, unless the
- * last one is empty: then the process ran, and they are its own. */
+ * From the pipe of --files the parent of pid 1 learns, when all has ended, which files the driver
+ * has made for the restored process: paths, each with a zero byte behind it. It removes them,
+ * unless the last one is empty: then the process ran, and they are its own. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -276,10 +276,11 @@ static void enter_namespaces(void) {
 
 static void parse(int count, char **words) {
   static const struct option options[] = {
-      {"control", 1, NULL, 'c'},  {"files", 1, NULL, 'f'},     {"pid", 1, NULL, 'p'},       {"ppid", 1, NULL, 'P'},
-      {"sid", 1, NULL, 's'},      {"pgid", 1, NULL, 'g'},      {"uid-map", 1, NULL, 'u'},
-      {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'}, {"boottime", 1, NULL, 'b'},
-      {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {NULL, 0, NULL, 0}};
+      {"control", 1, NULL, 'c'},  {"files", 1, NULL, 'f'},    {"pid", 1, NULL, 'p'},
+      {"ppid", 1, NULL, 'P'},     {"sid", 1, NULL, 's'},      {"pgid", 1, NULL, 'g'},
+      {"uid-map", 1, NULL, 'u'},  {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'},
+      {"boottime", 1, NULL, 'b'}, {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},
+      {NULL, 0, NULL, 0}};
   for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;)
     switch (option) {
     case 'c': control = atoi(optarg); break;
@@ -300,8 +301,8 @@ static void parse(int count, char **words) {
       break;
     default: exit(2);
     }
-  if (optind != count - 1 || control < 0 || files < 3 || want.pid < 2 || !want.uid_map != !want.gid_map ||
-      !want.monotonic != !want.boottime) {
+  if (optind != count - 1 || control < 0 || files < 3 || want.pid < 2 ||
+      !want.uid_map != !want.gid_map || !want.monotonic != !want.boottime) {
     fputs("kernel-init: started by snapkernel, not by hand\n", stderr);
     exit(2);
   }

@@ -75,13 +75,14 @@ long sk_look(int tid, int *status) {
   for (;;) {
     siginfo_t info = {0};
     /* Not through the C library: it knows no __WALL here. */
-    long result = checked(syscall(SYS_waitid, P_PID, tid, &info,
-                                  WEXITED | WSTOPPED | WNOWAIT | __WALL, NULL));
+    long result = checked(
+        syscall(SYS_waitid, P_PID, tid, &info, WEXITED | WSTOPPED | WNOWAIT | __WALL, NULL));
     if (result == -EINTR)
       continue;
     if (result < 0 || info.si_code != CLD_TRAPPED)
       return result;
-    *status = info.si_status << 8 | 0x7f; /* as waitpid(2) tells it: the event is above the signal */
+    *status =
+        info.si_status << 8 | 0x7f; /* as waitpid(2) tells it: the event is above the signal */
     return tid;
   }
 }

@@ -18,7 +18,8 @@ import msgspec
 from snapkernel import arch, procfs
 from snapkernel.arch import Architecture
 from snapkernel.errors import CannotCheckpoint, Finding, TargetError, UnsupportedHost
-from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
+from snapkernel.freeze.agent import Agent, call_site, find_hole
+from snapkernel.freeze.layout import SIZE
 from snapkernel.freeze.target import Memory, Target, why_not
 from snapkernel.freeze.way_back import Code, find_code, is_there, writable
 from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process, Zombie

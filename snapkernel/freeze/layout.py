@@ -65,7 +65,7 @@ class Laid:
         them, share the place for data."""
         self.calls: list[Call] = []
         self._place, self._at, self._other = place, at, other
-        self._data = bytearray() if other is None else other._data
+        self._data: bytearray = bytearray() if other is None else other._data
         self._spaces: dict[Space, int] = {} if other is None else other._spaces
         self._elements = bytearray()
         for call in calls[:_MOST_CALLS]:

@@ -202,7 +202,7 @@ class Build:
     routes: dict[int, int] = field(default_factory=dict)
     far_ends: dict[int, Cell] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-    begin_file: Callable[[str | bytes], None] = lambda path: None
+    begin_file: Callable[[str], None] = lambda path: None
 
     def sibling(self, process: Process) -> Build:
         """The build of another process, with the same tables."""

@@ -342,7 +342,6 @@ def _with_descriptor(
         unnamed_file.make(make, record, fresh, note)
     else:
         path = _free_name(record.name)
-        build.begin_file(path.rstrip(b"\0"))
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         make.call("openat", AT_FDCWD, path, flags, 0o600, store=fresh, note=note)
         make.call("unlinkat", AT_FDCWD, path, 0, note=note)

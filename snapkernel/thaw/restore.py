@@ -24,9 +24,10 @@ from snapkernel import arch, faults, procfs
 from snapkernel._native import lib
 from snapkernel.errors import BatchFailed, CannotRestore
 from snapkernel.freeze import tracing
-from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
+from snapkernel.freeze.agent import Agent, call_site, find_hole
 from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.checkpoint import Progress, Snapshot
+from snapkernel.freeze.layout import SIZE
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
