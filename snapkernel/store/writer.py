@@ -24,7 +24,7 @@ from snapkernel._native import ffi, lib
 from snapkernel.errors import StoreError
 from snapkernel.model import CHUNK, RUN, Content, Manifest
 from snapkernel.store import manifest as manifests
-from snapkernel.store.backend import Backend, Buffer, MissingObject, put
+from snapkernel.store.backend import Backend, Buffer, ExistingObject, MissingObject, put
 from snapkernel.store.codec import Encoder
 from snapkernel.store.index import Index, write_index
 from snapkernel.store.pack import ROW, TARGET_SIZE, OpenPack, Pack, Place, object_name
@@ -101,6 +101,7 @@ class SnapshotWriter:
         self._large = False
         self._failed = False
         self._committed = False
+        self._doubtful = ""  # a manifest that could not be written, but may be there
         self.new_bytes = 0
 
     def __enter__(self) -> SnapshotWriter:
@@ -311,7 +312,14 @@ class SnapshotWriter:
             manifest, packs=tuple(pack.name for pack in self._packs), stored_bytes=self.new_bytes
         )
         data = manifests.encode(manifest)
-        put(self._backend, manifests.object_name(manifest.id), [data], exclusive=True)
+        name = manifests.object_name(manifest.id)
+        try:
+            put(self._backend, name, [data], exclusive=True)
+        except ExistingObject:
+            raise
+        except BaseException:
+            self._doubtful = name
+            raise
         self.new_bytes += len(data)
         self._committed = True
         return manifest
@@ -327,7 +335,12 @@ class SnapshotWriter:
                 raise StoreError(f"store {self._backend.url}", reason, remedy) from error
 
     def _take_back(self) -> None:
-        """Remove the packs written: nothing refers to them, for no index names them yet."""
+        """Remove the packs written, after the manifest: then nothing refers to them."""
+        if self._doubtful:
+            try:
+                self._backend.delete(self._doubtful)
+            except StoreError:
+                return  # it may be there, and needs them
         for written in self._written:
             try:
                 written.abort()
