@@ -15,6 +15,10 @@ MACHINES = {"x86_64": "x86_64"}
 """Folder of this package by ``uname -m``."""
 
 
+Back = tuple[int, int]
+"""A signal frame, and code that makes rt_sigreturn(2) with it, by their addresses."""
+
+
 class Architecture(ABC):
     """The facts of one processor architecture under Linux.
 
@@ -52,13 +56,22 @@ class Architecture(ABC):
 
     @abstractmethod
     def for_call(
-        self, registers: bytes, address: int, number: int, arguments: tuple[int, ...]
+        self,
+        registers: bytes,
+        address: int,
+        number: int,
+        arguments: tuple[int, ...],
+        back: Back | None = None,
     ) -> bytes:
-        """A copy that makes one system call at the system call instruction at ``address``."""
+        """A copy that makes one system call at the system call instruction at ``address``. With
+        ``back``, a return follows there, and leads through that signal frame."""
 
     @abstractmethod
-    def for_agent(self, registers: bytes, address: int, stack: int, argument: int) -> bytes:
-        """A copy that runs a C function at ``address`` with one argument and a fresh stack."""
+    def for_agent(
+        self, registers: bytes, address: int, stack: int, argument: int, back: Back | None = None
+    ) -> bytes:
+        """A copy that runs a C function at ``address`` with one argument and a fresh stack; with
+        ``back``, the stack is below that signal frame, and the function returns through it."""
 
     @abstractmethod
     def call_result(self, registers: bytes) -> int:
@@ -114,14 +127,8 @@ class Architecture(ABC):
         registers, this signal mask and this vector state (the initial one where it is empty)."""
 
     @abstractmethod
-    def returning(self, registers: bytes, frame: int, signal_return: int) -> bytes:
-        """A copy of what ``for_call`` or ``for_agent`` made: when that call or function returns, it
-        returns to the code at ``signal_return``, for the signal frame at ``frame``. The stack of a
-        function is below the frame."""
-
-    @abstractmethod
-    def get_vector(self, tid: int) -> dict[str, bytes]:
-        """Floating point and vector state of a stopped thread, by component."""
+    def get_vector(self, tid: int, regset: bytes) -> dict[str, bytes]:
+        """What is in a thread's ``vector_regset``, by component."""
 
     @abstractmethod
     def set_vector(self, tid: int, components: Mapping[str, bytes]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .. import Architecture
+from .. import Architecture, Back
 from . import cpu, registers, signal_frame, vdso, vector
 from .system_calls import SYSTEM_CALLS
 
@@ -30,11 +30,20 @@ class X86(Architecture):
     def with_program_counter(self, raw: bytes, address: int) -> bytes:
         return registers.replace(raw, rip=address)
 
-    def for_call(self, raw: bytes, address: int, number: int, arguments: tuple[int, ...]) -> bytes:
-        return registers.for_call(raw, address, number, arguments)
+    def for_call(
+        self,
+        raw: bytes,
+        address: int,
+        number: int,
+        arguments: tuple[int, ...],
+        back: Back | None = None,
+    ) -> bytes:
+        return registers.for_call(raw, address, number, arguments, back)
 
-    def for_agent(self, raw: bytes, address: int, stack: int, argument: int) -> bytes:
-        return registers.for_agent(raw, address, stack, argument)
+    def for_agent(
+        self, raw: bytes, address: int, stack: int, argument: int, back: Back | None = None
+    ) -> bytes:
+        return registers.for_agent(raw, address, stack, argument, back)
 
     def call_result(self, raw: bytes) -> int:
         return registers.signed(registers.get(raw, "rax"))
@@ -68,11 +77,8 @@ class X86(Architecture):
     ) -> bytes:
         return signal_frame.build(raw, mask, state, address, signal_return)
 
-    def returning(self, raw: bytes, frame: int, signal_return: int) -> bytes:
-        return registers.returning(raw, frame)
-
-    def get_vector(self, tid: int) -> dict[str, bytes]:
-        return vector.get(tid)
+    def get_vector(self, tid: int, regset: bytes) -> dict[str, bytes]:
+        return vector.get(tid, regset)
 
     def set_vector(self, tid: int, components: Mapping[str, bytes]) -> None:
         vector.set(tid, components)

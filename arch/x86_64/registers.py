@@ -6,6 +6,8 @@ import struct
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 
+from .. import Back
+
 NAMES = (
     "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss "
     "fs_base gs_base ds es fs gs"
@@ -13,7 +15,8 @@ NAMES = (
 _LAYOUT = struct.Struct(f"<{len(NAMES)}Q")
 _WORD = struct.Struct("<Q")
 _INDEX = {name: index for index, name in enumerate(NAMES)}
-_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+_ARGUMENTS = [_INDEX[name] for name in ("rdi", "rsi", "rdx", "r10", "r8", "r9")]
+_RIP, _RSP, _RAX, _ORIG_RAX = (_INDEX[name] for name in ("rip", "rsp", "rax", "orig_rax"))
 _MASK = (1 << 64) - 1
 _NONE = _MASK  # orig_rax outside of a system call
 
@@ -23,6 +26,7 @@ EINTR = 4
 ERESTARTNOHAND = 514
 ERESTART_RESTARTBLOCK = 516
 RESTART_SYSCALL = 219
+
 # These answer EINTR to a mere stop (signal(7)): epoll_wait, epoll_pwait, epoll_pwait2,
 # rt_sigtimedwait, semop, semtimedop, io_getevents, io_pgetevents; and on a socket with a timeout
 # read, readv, recvfrom, recvmsg, recvmmsg, write, writev, sendto, sendmsg, sendmmsg, accept(4).
@@ -63,19 +67,25 @@ def replace(raw: bytes, **values: int) -> bytes:
     return _LAYOUT.pack(*words)
 
 
-def for_call(raw: bytes, address: int, number: int, arguments: tuple[int, ...]) -> bytes:
+def for_call(
+    raw: bytes, address: int, number: int, arguments: tuple[int, ...], back: Back | None
+) -> bytes:
     """One system call; ``orig_rax`` of -1 keeps the kernel from restarting an older one."""
-    filled = (*arguments, 0, 0, 0, 0, 0, 0)
-    values = dict(zip(_ARGUMENTS, filled, strict=False))
-    return replace(raw, rip=address, rax=number, orig_rax=_NONE, **values)
+    words = list(_LAYOUT.unpack(raw))
+    words[_RIP], words[_RAX], words[_ORIG_RAX] = address, number, _NONE
+    for index, argument in zip(_ARGUMENTS, (*arguments, 0, 0, 0, 0, 0, 0), strict=False):
+        words[index] = argument
+    if back is not None:
+        words[_RSP] = back[0]  # the frame begins with the address to return to
+    return _LAYOUT.pack(*words)
 
 
-def for_agent(raw: bytes, address: int, stack: int, argument: int) -> bytes:
+def for_agent(raw: bytes, address: int, stack: int, argument: int, back: Back | None) -> bytes:
     """A C function (System V ABI): the stack as after a call, direction flag clear."""
     return replace(
         raw,
         rip=address,
-        rsp=stack - 8,
+        rsp=stack - 8 if back is None else back[0],
         rdi=argument,
         rax=0,
         orig_rax=_NONE,
@@ -91,11 +101,6 @@ def interrupted_call(raw: bytes) -> int | None:
     restart = 512 <= result <= ERESTART_RESTARTBLOCK and result != 515
     always = result == EINTR and number in INTERRUPTED_BY_STOPS
     return number if restart or always else None
-
-
-def returning(raw: bytes, frame: int) -> bytes:
-    """The stack of code whose return leads into the frame: it begins with the address."""
-    return replace(raw, rsp=frame)
 
 
 def unnoticed(raw: bytes) -> bytes:

@@ -20,16 +20,15 @@ SIGNAL_RETURN = (
 )
 
 RED_ZONE = 128  # bytes below the stack pointer that belong to the function (System V ABI)
-_WORDS = struct.Struct("<18Q4H8Q")  # up to the pointer to the vector state and one word behind it
+# The address to return to; flags, link and stack; struct sigcontext: general registers, selectors,
+# error, trap, mask, fault address, vector state; signal mask.
+_FRAME = struct.Struct("<Q QQ QI4xQ 18Q4H4QQ64x Q")
 _chosen = registers.some(
     "r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip eflags cs ss".split()
 )
-_STACK = struct.Struct("<QI4xQ")
 _UC_FP_XSTATE, _UC_SIGCONTEXT_SS, _UC_STRICT_RESTORE_SS = 1, 2, 4
 _STACK_AS_IT_IS = 7  # no valid mode: sigaltstack(2) fails, which rt_sigreturn ignores
-_CONTEXT = 256
-_MASK = 8 + 16 + 24 + _CONTEXT  # offset of the signal mask
-SIZE = _MASK + 8
+SIZE = _FRAME.size
 _ALIGNMENT = 64
 
 
@@ -47,13 +46,14 @@ def place(top: int, length: int) -> int:
 def build(raw: bytes, mask: int, state: bytes, address: int, signal_return: int) -> bytes:
     """The frame at ``address``, by which the code at ``signal_return`` loads all this."""
     *words, cs, ss = _chosen(raw)
-    flags = _UC_SIGCONTEXT_SS | _UC_STRICT_RESTORE_SS
+    flags = _UC_SIGCONTEXT_SS | _UC_STRICT_RESTORE_SS | (_UC_FP_XSTATE if state else 0)
     area = -(-(address + SIZE) // _ALIGNMENT) * _ALIGNMENT if state else 0
-    if state:
-        flags |= _UC_FP_XSTATE
-    frame = struct.pack("<QQQ", signal_return, flags, 0) + _STACK.pack(0, _STACK_AS_IT_IS, 0)
-    context = _WORDS.pack(*words, cs & 0xFFFF, 0, 0, ss & 0xFFFF, 0, 0, 0, 0, area, 0, 0, 0)
-    frame += context.ljust(_CONTEXT, b"\0") + struct.pack("<Q", mask)
-    if not state:
-        return frame
-    return frame.ljust(area - address, b"\0") + vector.for_frame(state)
+    frame = _FRAME.pack(
+        *(signal_return, flags, 0),
+        *(0, _STACK_AS_IT_IS, 0),
+        *words,
+        *(cs & 0xFFFF, 0, 0, ss & 0xFFFF),
+        *(0, 0, 0, 0, area),
+        mask,
+    )
+    return frame.ljust(area - address, b"\0") + vector.for_frame(state) if state else frame

@@ -104,6 +104,9 @@ class Agent:
         self.born: list[int] = []
         self.system_calls = 0
         self.signal: int = signal
+        # The frame that it returns through; its stack is below.
+        size = self.architecture.frame_size(b"")
+        self._frame = self.architecture.frame_place(base + CELLS, size)
         self._code = code
         self._stacks = stacks
         self._place = Place(target.memory, base, self.architecture.system_calls)
@@ -186,12 +189,6 @@ class Agent:
         except NoRoom:
             return None
 
-    @property
-    def _frame(self) -> int:
-        """The frame that the agent returns to; its stack is below."""
-        size = self.architecture.frame_size(b"")
-        return self.architecture.frame_place(self.base + CELLS, size)
-
     def _lead_back(self, tid: int) -> None:
         """Have the agent return to a thread's way back."""
         way = self._ways.get(tid)
@@ -207,7 +204,7 @@ class Agent:
         before = self._ways.get(self._holder)
         if tid == self._holder or before is None:
             return
-        faults.reached(f"thread {tid} takes the agent over")
+        faults.reached("another thread takes the agent over")
         tracing.set_registers(self._holder, before.parked)
         way = self._ways.get(tid) or self._lay_way(tid)
         if way is None:
@@ -240,6 +237,11 @@ class Agent:
         faults.reached("a thread has its mask again")
         tracing.set_registers(tid, self.target.registers[tid])
         faults.reached("a thread has its registers again")
+
+    def vector_regset(self, tid: int) -> bytes:
+        """Of a thread that has run a batch just now."""
+        way = self._ways.get(tid)
+        return self.architecture.vector_regset(tid) if way is None else way.vector
 
     def erase_in(self, copy: Memory) -> None:
         """In a forked copy of the process, put back what the leader's way back has overwritten."""
@@ -387,10 +389,9 @@ class Agent:
 
     def _agent_registers(self, tid: int) -> bytes:
         own, way = self.target.registers[tid], self._ways.get(tid)
-        registers = self.architecture.for_agent(
-            own, self.base, self.base + CELLS, self.base + ELEMENTS
-        )
-        return registers if way is None else way.after_agent(registers, self._frame)
+        back = None if way is None else way.through(self._frame)
+        stack, batch = self.base + CELLS, self.base + ELEMENTS
+        return self.architecture.for_agent(own, self.base, stack, batch, back)
 
     def _run_agent(self, tid: int, laid: Laid, title: str) -> None:
         """Let a thread run until the agent says that it is done."""

@@ -123,6 +123,7 @@ class WayBack:
     Attributes:
         address: of the first of them.
         original: of the last one, which gives the thread what it had.
+        vector: the thread's vector regset.
         former: the bytes that the frames have overwritten.
         parked: registers with which the thread is on its way back.
     """
@@ -150,7 +151,7 @@ class WayBack:
         architecture = self._architecture = arch.native()
         self._code, self._tid, self._memory = code, tid, target.memory
         own, mask = target.registers[tid], target.masks[tid]
-        state = architecture.vector_regset(tid)
+        state = self.vector = architecture.vector_regset(tid)
         top = architecture.free_stack(own)
         self.original = architecture.frame_place(top, architecture.frame_size(state))
         self.address = self.original
@@ -161,8 +162,9 @@ class WayBack:
             raise NoRoom
         back = architecture.resumed(own, target.memory.read)
         number = architecture.system_calls["munmap"]
-        plain = architecture.for_call(own, code.call, number, agent)
-        self.parked = architecture.returning(plain, self.original, code.signal_return)
+        self.parked = architecture.for_call(
+            own, code.call, number, agent, (self.original, code.signal_return)
+        )
         frames = b""
         if maps:
             first = self.unmapping(self.address)
@@ -181,13 +183,13 @@ class WayBack:
     def call(self, number: int, arguments: tuple[int, ...], registers: bytes, last: bool) -> bytes:
         """Registers that make a system call, and then lead back; ``last``: the agent is not mapped
         after it."""
-        made = self._architecture.for_call(registers, self._code.call, number, arguments)
         frame = self.original if last else self.address
-        return self._architecture.returning(made, frame, self._code.signal_return)
+        back = frame, self._code.signal_return
+        return self._architecture.for_call(registers, self._code.call, number, arguments, back)
 
-    def after_agent(self, registers: bytes, frame: int) -> bytes:
-        """Registers that run the agent, and then lead back through the frame at ``frame``."""
-        return self._architecture.returning(registers, frame, self._code.signal_return)
+    def through(self, frame: int) -> arch.Back:
+        """How to return through a frame that was made by :meth:`unmapping`."""
+        return frame, self._code.signal_return
 
     def erase(self, memory: Memory | None = None) -> None:
         """Put back what was there before, in the process or in a copy of it."""
