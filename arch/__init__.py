@@ -32,6 +32,8 @@ class Architecture(ABC):
     word_size: int
     system_calls: Mapping[str, int]
     """Numbers of the system calls that snapkernel makes, by name."""
+    terminal_requests: Mapping[str, int]
+    """Numbers of the requests of ioctl(2) on terminals, by name."""
     system_call_instruction: bytes
     call_and_return: bytes
     """A system call instruction and the return from a function."""

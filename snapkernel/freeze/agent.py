@@ -15,22 +15,20 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from snapkernel import _native, arch, faults, procfs
 from snapkernel._native import ffi, lib
 from snapkernel.arch import Architecture
+from snapkernel.constants import WCLONE
 from snapkernel.errors import BatchFailed, TargetError
 from snapkernel.freeze import tracing
 from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.layout import (
     CELLS,
     ELEMENTS,
-    INSIDE,
-    INSIDE_STACK,
     SIZE,
     UNIT,
     Laid,
@@ -112,7 +110,7 @@ class Agent:
         self._place = Place(target.memory, base, self.architecture.system_calls)
         self._site = 0
         self._ways: dict[int, WayBack | None] = {}
-        self._holder = 0
+        self._holder = self._helper = 0
         self._blocking: set[int] = set()
 
     # --- coming and going ------------------------------------------------------------------------
@@ -155,6 +153,9 @@ class Agent:
         self._site = site or self._site
         leader = self.target.leader
         self._hold(leader)
+        if self._helper:  # something went wrong before it could be waited for
+            self.raw("wait4", self._helper, 0, WCLONE, 0)
+            self.buried()
         result = self.raw("munmap", self.base, SIZE, last=True)
         if result < 0:
             raise BatchFailed(f"process {self.target.pid}", "cannot unmap the agent", -result)
@@ -163,19 +164,26 @@ class Agent:
             self._erase(leader)  # last: the way led over these bytes
 
     def raw(self, name: str, *arguments: int, last: bool = False) -> int:
-        """One system call of the leader at the site, watched from entry to exit; ``last``: the
-        agent is not mapped after it."""
-        target, tid = self.target, self.target.leader
-        masked = tuple(argument & _WORD for argument in arguments)
-        number = self.architecture.system_calls[name]
-        own, way = target.registers[tid], self._ways.get(tid)
+        """One system call of the leader, watched from entry to exit; ``last``: the agent is not
+        mapped after it."""
+        tid = self.target.leader
+        way = self._ways.get(tid)
         if way is None:
-            registers = self.architecture.for_call(own, self._site, number, masked)
+            registers = self.for_call(name, *arguments)
         else:
-            registers = way.call(number, masked, own, last)
+            masked = tuple(argument & _WORD for argument in arguments)
+            number = self.architecture.system_calls[name]
+            registers = way.call(number, masked, self.target.registers[tid], last)
         after = self._execute(tid, registers, name, system_call=True)
         self.system_calls += 1
         return self.architecture.call_result(after)
+
+    def for_call(self, name: str, *arguments: int) -> bytes:
+        """Registers with which a thread that ends with us makes a system call at the site."""
+        masked = tuple(argument & _WORD for argument in arguments)
+        number = self.architecture.system_calls[name]
+        registers = self.target.registers[self.target.leader]
+        return self.architecture.for_call(registers, self._site, number, masked)
 
     # --- who holds it ----------------------------------------------------------------------------
 
@@ -193,7 +201,7 @@ class Agent:
         """Have the agent return to a thread's way back."""
         way = self._ways.get(tid)
         if way is not None:
-            self.target.memory.write(self._frame, way.unmapping(self._frame))
+            self.target.memory.write(self._frame, way.first_frame(self._frame))
 
     def _hold(self, tid: int) -> None:
         """Make a thread the one that takes the agent away when we die.
@@ -341,7 +349,7 @@ class Agent:
         tid = self.target.leader if tid is None else tid
         self._hold(tid)
         while calls:
-            laid = Laid(self._place, calls, ELEMENTS)
+            laid = Laid(self._place, calls)
             if not laid.calls:
                 reason = "has a call with more data than the agent holds"
                 raise TargetError(f"batch {batch.title!r}", reason)
@@ -350,21 +358,20 @@ class Agent:
             self.system_calls += laid.collect(batch.title)
             calls = calls[len(laid.calls) :]
 
-    @contextmanager
-    def helped(self, batch: Batch, inside: Batch) -> Iterator[tuple[int, bytes]]:
-        """Run a batch in the leader whose first call makes a helper in the same address space,
-        for which the rest waits.
+    def bear(self, batch: Batch) -> tuple[int, int]:
+        """Run the first call of a batch in the leader, which makes a helper in the same address
+        space; the rest is what the leader does by itself when we die.
 
-        The block gets the helper's pid on this host and registers with which it makes the calls of
-        ``inside``; at its end the helper must have ended. Results are there after the block.
+        Returns:
+            The helper's pid on this host, and as the process sees it. Until :meth:`buried` it is
+            waited for on the way back.
 
         Raises:
-            BatchFailed: no helper could be had; or the batch failed otherwise.
+            BatchFailed: no helper could be had.
         """
         tid = self.target.leader
         self._hold(tid)
-        within = Laid(self._place, inside.calls, INSIDE)
-        laid = Laid(self._place, batch.calls, ELEMENTS, within)
+        laid = Laid(self._place, batch.calls)
         laid.write(self.signal)
         self.born.clear()
         self._execute(tid, self._agent_registers(tid), batch.title, until_birth=True)
@@ -373,19 +380,31 @@ class Agent:
             laid.collect(batch.title)
             raise TargetError(f"process {self.target.pid}", "the new child was not reported")
         helper = self.born.pop()
-        own = self.target.registers[tid]
-        stack = self.base + INSIDE_STACK
-        try:
-            yield (
-                helper,
-                self.architecture.for_agent(own, self.base, stack, self.base + INSIDE),
-            )
-        finally:
-            self._execute(tid, None, f"{batch.title}, end")
-            laid.ended()
-            within.ended()
-        laid.collect(batch.title)
-        within.collect(inside.title)
+        faults.reached("the helper is born", may_fail=False)
+        tracing.request(tracing.SYSCALL, tid)
+        if os.WSTOPSIG(status := tracing.wait(tid)) != tracing.SYSTEM_CALL:
+            raise TargetError(f"thread {tid}", f"stopped unexpectedly (status {status:#x})")
+        inner = self.architecture.call_result(tracing.get_registers(tid))
+        self._helper = inner
+        way = self._ways.get(tid)
+        if way is None:
+            tracing.set_signal_mask(tid, self.target.masks[tid])
+            tracing.set_registers(tid, self.target.registers[tid])
+        else:
+            number = self.architecture.system_calls["wait4"]
+            way.first_of_all(number, (inner, 0, WCLONE, 0), self.target.registers[tid])
+            tracing.set_registers(tid, way.parked)
+            self._lead_back(tid)
+        return helper, inner
+
+    def buried(self) -> None:
+        """There is no helper any more."""
+        self._helper = 0
+        leader = self.target.leader
+        way = self._ways.get(leader)
+        if way is not None:
+            way.nothing_else(self.target.registers[leader])
+            self._lead_back(leader)
 
     def _agent_registers(self, tid: int) -> bytes:
         own, way = self.target.registers[tid], self._ways.get(tid)

@@ -17,16 +17,12 @@ from snapkernel.freeze.target import Memory
 UNIT = 65536
 STACK, CELLS, ELEMENTS, DATA = UNIT, 2 * UNIT, 3 * UNIT, 8 * UNIT
 SIZE = 32 * UNIT
-INSIDE = DATA - UNIT
-"""Elements of a helper, which works while another batch waits for it."""
-INSIDE_STACK = STACK + UNIT // 2
-
 _HEADER = struct.Struct("=QQ")
 _ELEMENT = struct.Struct("=Q6QqQQ")
 _END = b"\xff" * 8
 _WORD = (1 << 64) - 1
 _STOP_ON_ERROR, _DONE, _CHILD_ENDS, _LOAD = 1, 2, 4, 8
-_MOST_CALLS = (INSIDE - ELEMENTS - _HEADER.size) // _ELEMENT.size - 1
+_MOST_CALLS = (DATA - ELEMENTS - _HEADER.size) // _ELEMENT.size - 1
 
 
 class Place:
@@ -58,15 +54,11 @@ class Laid:
         calls: as many as there is room for.
     """
 
-    def __init__(
-        self, place: Place, calls: Sequence[Call], at: int, other: Laid | None = None
-    ) -> None:
-        """Lay calls out at an offset in the mapping; ``other`` calls, which are written with
-        them, share the place for data."""
+    def __init__(self, place: Place, calls: Sequence[Call]) -> None:
         self.calls: list[Call] = []
-        self._place, self._at, self._other = place, at, other
-        self._data: bytearray = bytearray() if other is None else other._data
-        self._spaces: dict[Space, int] = {} if other is None else other._spaces
+        self._place = place
+        self._data = bytearray()
+        self._spaces: dict[Space, int] = {}
         self._elements = bytearray()
         for call in calls[:_MOST_CALLS]:
             if not self._add(call):
@@ -91,16 +83,14 @@ class Laid:
     def write(self, signal: int) -> None:
         """Put everything into the process; the agent ends with a signal."""
         memory, base = self._place.memory, self._place.base
-        if self._other is not None:
-            self._other.write(signal)
-        elif self._data:
+        if self._data:
             memory.write(base + DATA, bytes(self._data))
-        memory.write(base + self._at, _HEADER.pack(signal, 0) + bytes(self._elements) + _END)
+        memory.write(base + ELEMENTS, _HEADER.pack(signal, 0) + bytes(self._elements) + _END)
 
     def ended(self) -> bool:
         """Whether the agent has come to the end; reads what it has left."""
         length = _HEADER.size + len(self._elements)
-        answer = self._place.memory.read(self._place.base + self._at, length)
+        answer = self._place.memory.read(self._place.base + ELEMENTS, length)
         self._elements[:] = answer[_HEADER.size :]
         return bool(_HEADER.unpack_from(answer)[1])
 

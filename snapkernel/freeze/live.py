@@ -7,8 +7,9 @@ Both are made with exit signal 0: no SIGCHLD, and invisible to a wait(2) that do
 such children by ``__WCLONE`` (clone(2)). The copy belongs to whoever reaps orphans.
 
 The copy never runs a program: it stays stopped, its descriptors are closed at once, so that no
-peer is kept waiting for an end of file and no port stays bound, and it dies with its tracer. Helper
-and copy end by themselves when their tracer dies before it could tell the kernel so.
+peer is kept waiting for an end of file and no port stays bound, and it dies with its tracer. So
+does the helper; before its tracer could tell the kernel so, it ends by itself. On its way back
+(``way_back``) the process waits for it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from contextlib import contextmanager, suppress
 
 from snapkernel import faults
 from snapkernel._native import ffi, lib
-from snapkernel.constants import CLONE_FILES, CLONE_FS, CLONE_VFORK, CLONE_VM, WCLONE
-from snapkernel.errors import SnapkernelError, TargetError
+from snapkernel.constants import CLONE_FILES, CLONE_FS, CLONE_VM, WCLONE
+from snapkernel.errors import BatchFailed, SnapkernelError
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import Agent
-from snapkernel.freeze.batch import Batch, Call, Cell, Words
+from snapkernel.freeze.batch import Batch, Cell, Words
+from snapkernel.freeze.layout import SIZE, STACK, UNIT
 from snapkernel.freeze.target import Target
 
 _CLONE_ARGS_SIZE = 11 * 8
@@ -57,93 +59,130 @@ def ended(copies: Sequence[Copy]) -> Iterator[None]:
             copy.end()
 
 
-def fork(target: Target, agent: Agent) -> Copy:
-    """Make the copy.
+class Fork:
+    """A copy in the making: the kernel copies page tables while the caller does something else.
 
-    Raises:
-        SnapkernelError: the kernel does not give us a child (limits on processes or memory). The
-            process is as it was.
+    Either :meth:`finish` or :meth:`abandon` must be called, once.
     """
-    batch = Batch("make a hidden copy of the process")
-    inner = Cell("helper")
-    # The process stands still until the helper has ended (CLONE_VFORK): both have the same stack.
-    helping = _clone(batch, CLONE_VM | CLONE_VFORK | CLONE_FS | CLONE_FILES, store=inner)
-    wait = batch.call("wait4", inner, 0, WCLONE, 0, note="the helper")
-    inside = Batch("fork the copy")
-    _clone(inside, 0)
-    inside.call("exit_group", 0)
-    copies: list[int] = []
-    try:
-        with agent.helped(batch, inside) as (helper, registers):
-            _drive(helper, registers, copies)
-        if wait.result != helping.result:
-            raise SnapkernelError(f"process {target.pid}", f"its helper was not reaped: {wait}")
-        if not copies:
-            raise TargetError(f"process {target.pid}", "the new child was not reported")
-        copy = copies[0]
-        # Killed rather than the user's kernel when memory runs short.
-        with suppress(OSError), open(f"/proc/{copy}/oom_score_adj", "w") as file:
-            file.write("1000")
-        result = Target(copy, [copy])
-        close = Batch("close the copy's descriptors")
-        close.call("close_range", 0, 0xFFFFFFFF, 0)
-        result.registers[copy] = target.registers[target.leader]
-        Agent(result, agent.base, live=False, signal=agent.signal).run(close)
-        agent.erase_in(result.memory)
-        faults.reached("the copy is as the process was")
-    except BaseException:
-        for copy in copies:
+
+    def __init__(self, target: Target, agent: Agent) -> None:
+        """Begin.
+
+        Raises:
+            SnapkernelError: the kernel does not give us a child (limits on processes or memory).
+                The process is as it was.
+        """
+        self._target, self._agent = target, agent
+        self._helper, self._inner = _helper(agent)
+        try:
+            faults.reached("the helper is waited for")
+            tracing.wait(self._helper)
+            tracing.request(tracing.SETOPTIONS, self._helper, 0, _OPTIONS)
+            faults.reached("the helper dies with us")
+            self._begin()
+            faults.reached("the helper makes the copy")
+        except BaseException:
+            self._end_helper()
+            raise
+
+    def _begin(self) -> None:
+        """Send the helper into its clone3(2)."""
+        arguments = self._agent.base + SIZE - _CLONE_ARGS_SIZE
+        self._target.memory.write(arguments, bytes(_CLONE_ARGS_SIZE))
+        registers = self._agent.for_call("clone3", arguments, _CLONE_ARGS_SIZE)
+        tracing.set_registers(self._helper, registers)
+        self._go_on()  # to the entry of the call
+        tracing.request(tracing.SYSCALL, self._helper)
+
+    def _go_on(self) -> int:
+        """Until the next stop that is of the system call: 0, or the event of a birth."""
+        while True:
+            tracing.request(tracing.SYSCALL, self._helper)
+            event = self._stop()
+            if event is not None:
+                return event
+
+    def _stop(self) -> int | None:
+        status = tracing.wait(self._helper)
+        event = status >> 16
+        if event in (tracing.EVENT_FORK, tracing.EVENT_CLONE):
+            return event
+        return 0 if os.WSTOPSIG(status) == tracing.SYSTEM_CALL else None
+
+    def finish(self) -> Copy:
+        """Wait for the copy.
+
+        Raises:
+            SnapkernelError: there is none. The process is as it was.
+        """
+        try:
+            event = self._stop()
+            while event is None:
+                event = self._go_on()
+            if event == 0:
+                registers = tracing.get_registers(self._helper)
+                number = -self._agent.architecture.call_result(registers)
+                object = f"process {self._target.pid}"
+                raise BatchFailed(object, f"clone3: {os.strerror(number)}", number)
+            copy = tracing.event_message(self._helper)
+            faults.reached("the copy is born", may_fail=False)
+            tracing.wait(copy)
+        finally:
+            self._end_helper()
+        try:
+            faults.reached("the copy stands still")
+            # Killed rather than the user's kernel when memory runs short.
+            with suppress(OSError), open(f"/proc/{copy}/oom_score_adj", "w") as file:
+                file.write("1000")
+            result = Target(copy, [copy])
+            close = Batch("close the copy's descriptors")
+            close.call("close_range", 0, 0xFFFFFFFF, 0)
+            result.registers[copy] = self._target.registers[self._target.leader]
+            Agent(result, self._agent.base, live=False, signal=self._agent.signal).run(close)
+            self._agent.erase_in(result.memory)
+            faults.reached("the copy is as the process was")
+        except BaseException:
             _kill(copy)
-        raise
-    return Copy(result)
+            raise
+        return Copy(result)
+
+    def abandon(self) -> None:
+        """End it, as far as it has come."""
+        with suppress(SnapkernelError):
+            self.finish().end()
+
+    def _end_helper(self) -> None:
+        """End the helper and have the process take its exit status."""
+        _kill(self._helper)
+        faults.reached("the helper is dead", may_fail=False)
+        batch = Batch("take the helper's exit status")
+        batch.call("wait4", self._inner, 0, WCLONE, 0, check=False)
+        self._agent.run(batch)
+        if batch.calls[0].result != self._inner:
+            object = f"process {self._target.pid}"
+            raise SnapkernelError(object, f"its helper was not reaped: {batch.calls[0]}")
+        self._agent.buried()
 
 
-def _clone(batch: Batch, flags: int, store: Cell | None = None) -> Call:
-    """A child without exit signal, which ends by itself where nobody traces it."""
-    words = Words((flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
-    note = "copy-on-write child"
-    return batch.call("clone3", words, _CLONE_ARGS_SIZE, note=note, store=store, child_ends=True)
+def _helper(agent: Agent) -> tuple[int, int]:
+    """A child that shares the memory: its pid on this host, and as the process sees it. It is
+    traced from birth, and the options of that are inherited by its own child (ptrace(2)).
 
-
-def _drive(helper: int, registers: bytes, copies: list[int]) -> None:
-    """Have the helper make the copy, and end; adds the copy, which is stopped, to ``copies``.
-
-    It inherits the options of its tracing, and so dies with us from its first moment on.
+    It has another stack, so that both can run on if we die.
     """
-    try:
-        faults.reached("the helper is born")
-        tracing.wait(helper)
-        tracing.request(tracing.SETOPTIONS, helper, 0, _OPTIONS)
-        faults.reached("the helper dies with us")
-        tracing.set_registers(helper, registers)
-        faults.reached("the helper knows what to do")
-        tracing.request(tracing.CONT, helper)
-        event = tracing.wait(helper) >> 16
-        if event != tracing.EVENT_CLONE:
-            raise TargetError("the helper", f"stopped unexpectedly (event {event})")
-        copy = tracing.event_message(helper)
-        copies.append(copy)
-        faults.reached("the copy is born")
-        tracing.wait(copy)
-        tracing.request(tracing.CONT, helper)
-        faults.reached("the helper ends")
-        _reap(helper)
-    except tracing.Died:
-        return  # it could not make one; the call says why
-    except BaseException:
-        _kill(helper)
-        raise
+    batch = Batch("make a helper that shares the memory")
+    inner = Cell("helper")
+    stack = agent.base + STACK
+    words = Words((CLONE_VM | CLONE_FS | CLONE_FILES, 0, 0, 0, 0, stack, UNIT // 2, 0, 0, 0, 0))
+    note = "copy-on-write child"
+    batch.call("clone3", words, _CLONE_ARGS_SIZE, note=note, store=inner, child_ends=True)
+    batch.call("wait4", inner, 0, WCLONE, 0)
+    return agent.bear(batch)
 
 
 def _kill(pid: int) -> None:
     """Kill a child that was made here, and wait until it is gone."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    _reap(pid)
-
-
-def _reap(pid: int) -> None:
-    """Wait until it is gone."""
+    os.kill(pid, signal.SIGKILL)
     status = ffi.new("int *")
     while lib.sk_wait(pid, 0, status) >= 0 and os.WIFSTOPPED(status[0]):
         pass

@@ -23,7 +23,7 @@ from snapkernel._native import ffi, lib
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import tracing
 
-O_LIVE = tracing.O_TRACESYSGOOD | tracing.O_TRACEFORK | tracing.O_TRACEVFORK | tracing.O_TRACECLONE
+O_LIVE = tracing.O_TRACESYSGOOD | tracing.O_TRACEFORK | tracing.O_TRACECLONE
 
 
 class Memory:
@@ -69,6 +69,13 @@ class Memory:
         words, failed = _words(runs), ffi.new("uint64_t *")
         data = ffi.from_buffer("uint8_t[]", buffer)
         result = lib.sk_write_runs(self.pid, self._fd, words, len(runs), data, failed)
+        self._check(result, failed[0], "written")
+
+    def write_changed(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+        """The same, for those pages only that differ: the others stay shared with relatives."""
+        words, failed = _words(runs), ffi.new("uint64_t *")
+        data = ffi.from_buffer("uint8_t[]", buffer)
+        result = lib.sk_write_changed(self.pid, self._fd, words, len(runs), data, failed)
         self._check(result, failed[0], "written")
 
     def _check(self, result: int, address: int, verb: str) -> None:

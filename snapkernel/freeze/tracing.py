@@ -17,10 +17,12 @@ CONT, KILL, DETACH, SYSCALL = 7, 8, 17, 24
 SETOPTIONS, SEIZE, INTERRUPT = 0x4200, 0x4206, 0x4207
 NT_PRSTATUS = 1
 
-O_TRACESYSGOOD, O_TRACEFORK, O_TRACEVFORK, O_TRACECLONE, O_TRACEEXEC = 1, 2, 4, 8, 16
+O_TRACESYSGOOD, O_TRACEFORK, O_TRACECLONE, O_TRACEEXEC = 1, 2, 8, 16
 O_EXITKILL = 1 << 20
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_STOP = 1, 2, 3, 4, 128
 
+SYSTEM_CALL = signal.SIGTRAP | 0x80
+"""The signal of a stop at a system call, with O_TRACESYSGOOD."""
 BLOCK_ALL = (1 << 64) - 1 & ~(1 << signal.SIGTRAP - 1)
 """All signals but SIGTRAP, by which the agent in a stub says that it is done."""
 
@@ -76,9 +78,9 @@ def look(tid: int) -> int:
 
 
 def event_message(tid: int) -> int:
-    """What belongs to the event that a thread has stopped at: the pid of a child."""
+    """What a thread's last event was about: the pid of a new child, on this host."""
     message = ffi.new("uint64_t *")
-    check(lib.sk_event_message(tid, message), tid, "reading an event")
+    check(lib.sk_event_message(tid, message), tid, "reading the message of an event")
     return int(message[0])
 
 

@@ -161,20 +161,29 @@ class WayBack:
         if not at or stacks[at - 1][1] < top:
             raise NoRoom
         back = architecture.resumed(own, target.memory.read)
-        number = architecture.system_calls["munmap"]
-        self.parked = architecture.for_call(
-            own, code.call, number, agent, (self.original, code.signal_return)
-        )
+        self._agent = agent
+        self.nothing_else(own)
         frames = b""
         if maps:
-            first = self.unmapping(self.address)
+            first = self.first_frame(self.address)
             frames = first.ljust(self.original - self.address, b"\0")
         frames += architecture.signal_frame(back, mask, state, self.original, code.signal_return)
         self.former = target.memory.read(self.address, len(frames))
         target.memory.write(self.address, frames)
 
-    def unmapping(self, address: int) -> bytes:
-        """The first frame, to be put at ``address``. All signals stay blocked on the way."""
+    def nothing_else(self, own: bytes) -> None:
+        """The way begins with the agent's removal, for a thread with these registers."""
+        number = self._architecture.system_calls["munmap"]
+        back = self.original, self._code.signal_return
+        self.parked = self._architecture.for_call(own, self._code.call, number, self._agent, back)
+
+    def first_of_all(self, number: int, arguments: tuple[int, ...], own: bytes) -> None:
+        """The way begins with another system call; only that of the thread that maps the agent."""
+        self.parked = self.call(number, arguments, own, last=False)
+
+    def first_frame(self, address: int) -> bytes:
+        """The frame through which the agent returns, to be put at ``address``. All signals stay
+        blocked on the way."""
         every = (1 << 64) - 1
         return self._architecture.signal_frame(
             self.parked, every, b"", address, self._code.signal_return
@@ -188,7 +197,7 @@ class WayBack:
         return self._architecture.for_call(registers, self._code.call, number, arguments, back)
 
     def through(self, frame: int) -> arch.Back:
-        """How to return through a frame that was made by :meth:`unmapping`."""
+        """How to return through a frame that was made by :meth:`first_frame`."""
         return frame, self._code.signal_return
 
     def erase(self, memory: Memory | None = None) -> None:

@@ -108,16 +108,36 @@ def has_time_namespaces() -> bool:
 class Spawn:
     """A stub that is being made: there is time for other things until it is needed."""
 
-    def __init__(self, process: Process, clocks: Clocks, streams: Sequence[int]) -> None:
-        """Start kernel-init; the clocks in its namespaces go on from ``clocks``."""
+    def __init__(
+        self,
+        process: Process,
+        clocks: Clocks,
+        streams: Sequence[int],
+        *,
+        terminals: bool,
+        report: int | None,
+    ) -> None:
+        """Start kernel-init; the clocks in its namespaces go on from ``clocks``, and there are
+        pseudo-terminals of its own if ``terminals``. The socket ``report`` is told what becomes of
+        the process."""
+        told = [] if report is None else [report]
         self._own = needs_user_namespace()
         self._files = Files()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(process, clocks, theirs.fileno(), self._files.theirs, streams, self._own),
-                pass_fds=(theirs.fileno(), self._files.theirs, *streams),
+                _command(
+                    process,
+                    clocks,
+                    theirs.fileno(),
+                    self._files.theirs,
+                    streams,
+                    self._own,
+                    terminals,
+                    report,
+                ),
+                pass_fds=(theirs.fileno(), self._files.theirs, *streams, *told),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -162,7 +182,14 @@ class Spawn:
 
 
 def _command(
-    process: Process, clocks: Clocks, control: int, files: int, streams: Sequence[int], own: bool
+    process: Process,
+    clocks: Clocks,
+    control: int,
+    files: int,
+    streams: Sequence[int],
+    own: bool,
+    terminals: bool,
+    report: int | None,
 ) -> list[str]:
     command = [str(LIBEXEC / "kernel-init"), "--control", str(control), "--files", str(files)]
     for name in ("pid", "ppid", "sid", "pgid"):
@@ -175,6 +202,10 @@ def _command(
     if has_time_namespaces():
         command += ["--monotonic", _offset(clocks.monotonic_ns, time.CLOCK_MONOTONIC, "monotonic")]
         command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
+    if terminals:
+        command.append("--terminals")
+    if report is not None:
+        command += ["--report", str(report)]
     for stream in sorted(set(streams)):
         command += ["--keep", str(stream)]
     return [*command, str(LIBEXEC / "stub")]
