@@ -18,8 +18,10 @@ import msgspec
 from snapkernel import arch, procfs
 from snapkernel.arch import Architecture
 from snapkernel.errors import CannotCheckpoint, Finding, TargetError, UnsupportedHost
-from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
+from snapkernel.freeze.agent import Agent, call_site, find_hole
+from snapkernel.freeze.layout import SIZE
 from snapkernel.freeze.target import Memory, Target, why_not
+from snapkernel.freeze.way_back import Code, find_code, is_there, writable
 from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process, Zombie
 from snapkernel.resources import (
     carried_file,
@@ -53,6 +55,8 @@ class Look:
         areas: the same, parsed.
         hole: where the agent fits.
         site: a system call instruction to borrow.
+        code: instructions for the way back of its threads, if it has them.
+        stacks: mappings that may be stacks.
         unforked: some mappings are kept from forked children (madvise(2), MADV_DONTFORK).
     """
 
@@ -61,6 +65,8 @@ class Look:
     areas: list[procfs.Area]
     hole: int
     site: int
+    code: Code | None
+    stacks: list[tuple[int, int]]
     unforked: bool
 
     def areas_now(self, pid: int) -> list[procfs.Area]:
@@ -189,10 +195,10 @@ def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
         unforked = any("dc" in words for words in flags.values())
         hole = _hole(areas)
         with contextlib.closing(Memory(pid)) as held:
-            site = call_site(held, areas)
+            site, code = call_site(held, areas), find_code(held, areas)
     except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
         raise why_not(pid, error.errno or 0) from None
-    return Look(flags, maps, areas, hole, site, unforked), identity
+    return Look(flags, maps, areas, hole, site, code, writable(areas), unforked), identity
 
 
 def architecture_of(pid: int) -> Architecture:
@@ -243,10 +249,13 @@ def install_agent(target: Target, areas: list[procfs.Area], look: Look | None = 
     """Put the agent into a stopped process; where to is known if nothing has changed since the
     look from outside."""
     if look is not None and areas is look.areas:
-        hole, site = look.hole, look.site
+        hole, site, stacks = look.hole, look.site, look.stacks
     else:
-        hole, site = _hole(areas), call_site(target.memory, areas)
-    agent = Agent(target, hole, live=True)
+        hole, site, stacks = _hole(areas), call_site(target.memory, areas), writable(areas)
+    code = None if look is None else look.code
+    if look is None or (code is not None and not is_there(target.memory, code)):
+        code = find_code(target.memory, areas)
+    agent = Agent(target, hole, live=True, code=code, stacks=stacks)
     agent.install(site)
     return agent
 

@@ -25,7 +25,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 import snapkernel
-from snapkernel import arch, procfs
+from snapkernel import arch, faults, procfs
+from snapkernel._native import lib
+from snapkernel.constants import PR_SET_PDEATHSIG
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import capture as looking
 from snapkernel.freeze import live
@@ -165,6 +167,7 @@ def _only_ancestors_may_trace() -> bool:
         return False
 
 
+@faults.during("checkpoint")
 def checkpoint_here(
     pid: int,
     *,
@@ -180,6 +183,7 @@ def checkpoint_here(
     timings: dict[str, float] = {}
 
     def mark(step: str) -> None:
+        faults.reached(step)
         timings[step] = time.perf_counter() - began
 
     choice = Choice.of(files)
@@ -208,10 +212,13 @@ def rehearse() -> None:
     Code that has just run runs faster: what is practised here is not paid for by the target, which
     waits meanwhile. Only for a process without other threads.
     """
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
-        while True:
+        lib.sk_prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        while os.getppid() == parent:  # it may have died before
             signal.pause()
+        os._exit(0)
     try:
         with Store.open("memory://rehearsal", create=True).writer() as writer:
             survey = looking.survey(child)
@@ -364,6 +371,7 @@ class _Shot:
             self._store_files(runs_on=bool(copies))
             self._store_memory()
         self.mark("stored")
+        faults.reached("memory is stored")
         if not self.stop:
             self._frozen.close()
         self.pause = self.pause or time.perf_counter() - start
@@ -523,6 +531,8 @@ class _Shot:
     def finish(self) -> None:
         """End the processes that were to be stopped."""
         if self.stop:
+            for part in self.parts:
+                part.target.begin_to_kill()
             for part in reversed(self.parts):
                 part.target.kill()
 

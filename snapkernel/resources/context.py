@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -207,6 +207,8 @@ class Build:
         paths: where files are on this host that are not at their old places.
         far_ends: the other ends of unix sockets whose peer is gone, until all is sent from them.
         notes: what the user should know.
+        begin_file: is told of a file that is of use only if the process comes to run, before it is
+            made.
     """
 
     manifest: Manifest
@@ -225,6 +227,7 @@ class Build:
     paths: dict[str, str] = field(default_factory=dict)
     far_ends: dict[int, Cell] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    begin_file: Callable[[str], None] = lambda path: None
 
     def sibling(self, process: Process) -> Build:
         """The build of another process, with the same tables."""

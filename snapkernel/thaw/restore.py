@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snapkernel import arch, procfs
+from snapkernel import arch, faults, procfs
 from snapkernel._native import lib
 from snapkernel.errors import BatchFailed, CannotRestore
 from snapkernel.freeze import tracing
-from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
+from snapkernel.freeze.agent import Agent, call_site, find_hole
 from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.checkpoint import Progress, Snapshot
+from snapkernel.freeze.layout import SIZE
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
@@ -176,13 +177,17 @@ class Held:
         self.stub.destroy(list(self.targets.values()))
         self.arrival.undo()
 
+    @faults.during("restore")
     def release(self) -> RestoredProcess:
         """Let them run."""
         self.arrival.keep()
+        # The first one last: all others end with it, and it with us as long as it is held.
         for process in reversed(self.build.manifest.processes):
             target = self.targets[process.pid]
             target.stop_again = bool(process.stopped)
             target.release()
+        self.stub.files.keep()
+        faults.reached("the files of the process are its own", may_fail=False)
         return self.process()
 
     def process(self) -> RestoredProcess:
@@ -202,6 +207,7 @@ class Held:
         )
 
 
+@faults.during("restore")
 def hold(
     snapshot: str | Snapshot,
     *,
@@ -232,7 +238,7 @@ def hold(
         try:
             if manifest.jupyter is not None:
                 path = Path(connection_file or streams.connection_path(manifest))
-                write_connection(path, manifest.jupyter, held.build.ports)
+                write_connection(path, manifest.jupyter, held.build.ports, held.stub.files.begin)
                 held.connection_file = path
             held.build.notes += outer_terminal.rebuild(manifest, inherited, held.target.pid)
         except BaseException:
@@ -373,6 +379,7 @@ class _Thaw:
             report=self.report,
         )
         try:
+            faults.reached("kernel-init is started")
             build = Build(self.manifest, first, self.architecture, self.inherited)
             build.paths, build.notes = self.arrivals.paths, self.arrivals.notes
             base, steps = _steps(build)
@@ -381,6 +388,7 @@ class _Thaw:
             spawn.abandon()
             raise
         stub = spawn.stopped()
+        build.begin_file = stub.files.begin
         self.mark("stub")
         try:
             self.arrival.write(self.arrivals.orders, self._give)
@@ -427,7 +435,6 @@ class _Thaw:
                 fetch.close()
         for process in self.manifest.processes:
             agent = self.agents[process.pid]
-            agent.ignores_trap = process.actions.get(signal.SIGTRAP) == agent.trap_action()
             agent.remove(self._last_site(process, agent))
         self.mark("rebuilt")
 
@@ -444,6 +451,7 @@ class _Thaw:
 
     def _do(self, build: Build, agent: Agent, pid: int, step: rebuild.Step) -> None:
         target = agent.target
+        faults.reached(type(step).__name__)
         if isinstance(step, Batch):
             if step.calls:
                 self._run(build, agent, step, target.leader)
@@ -592,6 +600,7 @@ class _Thaw:
             tracing.set_signal_mask(tid, thread.signal_mask)
             target.registers[tid] = thread.registers
             target.masks[tid] = thread.signal_mask
+            faults.reached("a thread has its registers")
         with contextlib.suppress(OSError):
             Path(f"/proc/{target.pid}/oom_score_adj").write_text(str(process.oom_score_adj))
 

@@ -132,8 +132,13 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
             "faults/test_fault_targets.py::test_no_room_for_a_child",
             "faults/test_fault_stores.py::test_small_disks_of_a_user",
         ],
+        [
+            "faults/test_fault_steps.py::test_checkpoint_goes_on[kill]",
+            "faults/test_fault_steps.py::test_restore[kill]",
+            "faults/test_fault_steps.py::test_the_freezer_is_killed",
+        ],
     ],
-    ids=["kernels", "programs", "files", "terminals", "faults"],
+    ids=["kernels", "programs", "files", "terminals", "faults", "deaths"],
 )
 def test_as_a_user(tests: list[str], home: Path) -> None:
     done = run_as_nobody(home, *tests)
