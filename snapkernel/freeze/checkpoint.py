@@ -32,7 +32,7 @@ from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.pages import scan_pages
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.freeze.tree import freeze_tree
-from snapkernel.jupyter.connection import find_connection_file, read_connection
+from snapkernel.jupyter.connection import connection_of
 from snapkernel.model import RUN, SCHEMA, Content, Host, Manifest, Note, Zombie
 from snapkernel.resources import memory, process, threads
 from snapkernel.resources.context import Capture
@@ -162,7 +162,7 @@ def checkpoint_here(
 
     survey = looking.survey(pid)
     looking.refuse(pid, survey.findings)
-    connection = _connection(pid)
+    connection = connection_of(pid)
     where = store if isinstance(store, Store) else Store.open(store, create=True)
     mark("survey")
     with (
@@ -198,18 +198,6 @@ def rehearse() -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-
-
-def _connection(pid: int) -> dict[str, str | int] | None:
-    """The entries of the connection file, when the process is a Jupyter kernel."""
-    raw = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]
-    directory = os.readlink(f"/proc/{pid}/cwd")
-    path = find_connection_file([os.fsdecode(word) for word in raw], directory)
-    if path is None or not path.exists():
-        return None
-    with contextlib.suppress(TargetError):
-        return read_connection(path)
-    return None
 
 
 @contextlib.contextmanager

@@ -195,17 +195,19 @@ def hold(
     where = store if isinstance(store, Store) else Store.open(store)
     manifest = where.load(snapshot.id if isinstance(snapshot, Snapshot) else snapshot)
     content = manifest.processes[0].memory.content
+    path = None
+    if manifest.jupyter is not None:
+        path = Path(connection_file or streams.connection_path(manifest))
     with (
         _undisturbed(),
         where.fetch(manifest, content) as fetch,
         streams.opened(manifest, stdio) as inherited,
     ):
         check.refuse_mismatches(manifest)
-        thaw = _Thaw(manifest, where, fetch, inherited, progress, began)
+        thaw = _Thaw(manifest, where, fetch, inherited, path, progress, began)
         held = thaw.run()
     try:
-        if manifest.jupyter is not None:
-            path = Path(connection_file or streams.connection_path(manifest))
+        if path is not None and manifest.jupyter is not None:
             write_connection(path, manifest.jupyter, held.build.ports)
             held.connection_file = path
     except BaseException:
@@ -303,6 +305,7 @@ class _Thaw:
         store: Store,
         fetch: Fetch,
         inherited: dict[int, int],
+        connection_file: Path | None,
         progress: Progress | None,
         began: float,
     ) -> None:
@@ -310,6 +313,7 @@ class _Thaw:
         self.store = store
         self.fetch = fetch
         self.inherited = inherited
+        self.connection_file = connection_file
         self.progress = progress
         self.began = began
         self.timings: dict[str, float] = {}
@@ -325,7 +329,8 @@ class _Thaw:
         namespaces."""
         self.mark("checked")
         first = self.manifest.processes[0]
-        spawn = Spawn(first, self.manifest.clocks, list(self.inherited.values()))
+        streams = list(self.inherited.values())
+        spawn = Spawn(first, self.manifest.clocks, streams, self.connection_file)
         try:
             build = Build(self.manifest, first, self.architecture, self.inherited)
             base, steps = _steps(build)

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from snapkernel import procfs
 from snapkernel._native import ffi, lib
@@ -23,6 +24,7 @@ from snapkernel.errors import CannotRestore, UnsupportedHost
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Target
+from snapkernel.jupyter.connection import restored_with
 from snapkernel.model import Clocks, Process
 
 _OPTIONS = (
@@ -78,8 +80,15 @@ def has_time_namespaces() -> bool:
 class Spawn:
     """A stub that is being made: there is time for other things until it is needed."""
 
-    def __init__(self, process: Process, clocks: Clocks, streams: Sequence[int]) -> None:
-        """Start kernel-init; the clocks in its namespaces go on from ``clocks``."""
+    def __init__(
+        self,
+        process: Process,
+        clocks: Clocks,
+        streams: Sequence[int],
+        connection_file: Path | None = None,
+    ) -> None:
+        """Start kernel-init; the clocks in its namespaces go on from ``clocks``. Its environment
+        says where the connection file of a restored kernel will be."""
         self._own = needs_user_namespace()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -90,6 +99,7 @@ class Spawn:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                env=restored_with(connection_file),
                 start_new_session=True,
             )
 
