@@ -18,7 +18,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from snapkernel import arch, procfs
+from snapkernel import arch, procfs, seccomp
 from snapkernel._native import ffi, lib
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import tracing
@@ -268,4 +268,5 @@ def why_not(pid: int, number: int) -> SnapkernelError:
                 "start the kernel through snapkernel, take the snapshot with %checkpoint inside "
                 "it, or set kernel.yama.ptrace_scope to 0",
             )
-    return TargetError(subject, f"cannot be traced: {os.strerror(number)}")
+    remedy = seccomp.REMEDY if seccomp.is_filtered() else ""
+    return TargetError(subject, f"cannot be traced: {os.strerror(number)}", remedy)

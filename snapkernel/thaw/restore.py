@@ -31,7 +31,7 @@ from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
-from snapkernel.resources import descriptors, family, sockets, vdso
+from snapkernel.resources import descriptors, family, proc_file, sockets, vdso
 from snapkernel.resources.context import Build, Fill
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
@@ -341,6 +341,8 @@ class _Thaw:
         stub = spawn.stopped()
         self.mark("stub")
         try:
+            if not stub.own_proc:
+                build.notes.append(proc_file.without_own(self.manifest))
             self._rebuild(stub, build, base, steps)
             for process in self.manifest.processes:
                 self._set_registers(process)

@@ -20,12 +20,13 @@ from pathlib import Path
 
 from snapkernel import procfs
 from snapkernel._native import ffi, lib
-from snapkernel.errors import CannotRestore, UnsupportedHost
+from snapkernel.errors import CannotRestore
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Target
 from snapkernel.jupyter.connection import restored_with
 from snapkernel.model import Clocks, Process
+from snapkernel.thaw import namespaces
 
 _OPTIONS = (
     tracing.O_TRACESYSGOOD
@@ -48,12 +49,14 @@ class Stub:
         parent: the kernel-init on our side; it ends with the status of the process.
         init_pid: pid 1 of the namespace, on this host.
         user_namespace: it has a user namespace of its own.
+        own_proc: it has a ``/proc`` of its own, which shows its process ids.
     """
 
     target: Target
     parent: subprocess.Popen[bytes]
     init_pid: int
     user_namespace: bool
+    own_proc: bool
 
     def destroy(self, others: Sequence[Target] = ()) -> None:
         """End everything in the namespace; ``others`` were made from the stub. The namespace's end
@@ -117,12 +120,12 @@ class Spawn:
         """
         pid = 0
         try:
-            init = _expect(self._control, b"init")
-            pid = _expect(self._control, b"stub")
+            word, init = _expect(self._control, b"init", b"init without /proc")
+            _, pid = _expect(self._control, b"stub")
             tracing.request(tracing.SEIZE, pid, 0, _OPTIONS)
             self._control.send(b"x")
             _run_to_end_of_exec(pid)
-            return Stub(Target(pid, [pid]), self._parent, init, self._own)
+            return Stub(Target(pid, [pid]), self._parent, init, self._own, word == b"init")
         except BaseException:
             if pid:
                 with contextlib.suppress(ProcessLookupError):
@@ -162,18 +165,18 @@ def _offset(wanted: int, clock: int, name: str) -> str:
     return f"{seconds} {nanoseconds}"
 
 
-def _expect(control: socket.socket, word: bytes) -> int:
-    """Wait for a message; the pid of its sender, translated by the kernel."""
+def _expect(control: socket.socket, *words: bytes) -> tuple[bytes, int]:
+    """Wait for one of these messages; it, and the pid of its sender, translated by the kernel.
+
+    Raises:
+        UnsupportedHost: another one came, or none.
+    """
     message, ancillary, _, _ = control.recvmsg(512, socket.CMSG_SPACE(_CREDENTIALS.size))
     for level, kind, data in ancillary:
-        if message == word and (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            return int(_CREDENTIALS.unpack(data)[0])
-    text = message.decode(errors="replace").removeprefix("error ") or "it ended"
-    raise UnsupportedHost(
-        "namespaces for the restored process",
-        f"kernel-init failed: {text}",
-        "`snapkernel doctor` says what this host allows",
-    )
+        if message in words and (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return message, int(_CREDENTIALS.unpack(data)[0])
+    text = message.decode(errors="replace").removeprefix("error ")
+    raise namespaces.forbidden(text or "kernel-init: it ended")
 
 
 def _run_to_end_of_exec(pid: int) -> None:

@@ -1,0 +1,22 @@
+"""Fixtures of the integration tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.unprivileged import NOBODY
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home folder that belongs to the user. The usual temporary folders are root's alone."""
+    folder = Path(tempfile.mkdtemp(prefix="snapkernel-user-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    os.chown(folder, NOBODY, NOBODY)
+    yield folder
+    shutil.rmtree(folder)
