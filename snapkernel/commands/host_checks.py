@@ -26,6 +26,7 @@ from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Memory
 from snapkernel.thaw.namespaces import PARTS, PROC, part_of
+from snapkernel.yama import REMEDIES, forbids
 
 OLDEST_LINUX = (5, 15)
 PAGEMAP_SCAN_LINUX = (6, 7)
@@ -89,7 +90,7 @@ def architecture() -> Check:
 
 def attaching(pid: int) -> Check:
     """ptrace(2) of a child."""
-    name, remedy = "ptrace", _or_filter("let the user trace his own processes")
+    name, remedy = "ptrace", _remedy(pid, "let the user trace his own processes")
     try:
         tracing.request(tracing.SEIZE, pid)
         tracing.request(tracing.INTERRUPT, pid)
@@ -107,13 +108,12 @@ def yama() -> Check:
     if text in (None, "0"):
         return Check(name, "ok", "any process of the same user")
     if text == "3":
-        return Check(name, "missing", "ptrace_scope 3: nobody may", "restart with Yama set to 1")
+        return Check(name, "missing", "ptrace_scope 3: nobody may", REMEDIES[3])
     if _capable(CAP_SYS_PTRACE):
         return Check(name, "ok", f"ptrace_scope {text}, and this user may nevertheless")
-    remedy = "sysctl kernel.yama.ptrace_scope=0, or run as root"
     if text == "1":
-        return Check(name, "limited", "ptrace_scope 1: only one's own descendants", remedy)
-    return Check(name, "missing", f"ptrace_scope {text}: only with CAP_SYS_PTRACE", remedy)
+        return Check(name, "limited", "ptrace_scope 1: only one's own descendants", REMEDIES[1])
+    return Check(name, "missing", f"ptrace_scope {text}: only with CAP_SYS_PTRACE", REMEDIES[2])
 
 
 def descriptors(pid: int) -> Check:
@@ -125,19 +125,20 @@ def descriptors(pid: int) -> Check:
         os.close(pidfd)
     if result >= 0:
         os.close(result)
-    return _call("pidfd_getfd", result, _or_filter("use Linux 5.6 or newer"))
+    return _call("pidfd_getfd", result, _remedy(pid, "use Linux 5.6 or newer"))
 
 
 def comparing(pid: int) -> Check:
     """kcmp(2)."""
     return _call(
-        "kcmp", lib.sk_kcmp_file(pid, 0, pid, 0), _or_filter("use a kernel with CONFIG_KCMP")
+        "kcmp", lib.sk_kcmp_file(pid, 0, pid, 0), _remedy(pid, "use a kernel with CONFIG_KCMP")
     )
 
 
 def memory(pid: int) -> Check:
     """/proc/PID/mem (proc(5)): the beginning of the child's program."""
-    name, remedy = "memory of other processes", "let the container see all of /proc"
+    name = "memory of other processes"
+    remedy = _remedy(pid, "let the container see all of /proc")
     try:
         start = procfs.areas(procfs.text(f"/proc/{pid}/maps"))[0].start
         with contextlib.closing(Memory(pid)) as source:
@@ -255,9 +256,11 @@ def _needed(name: str, is_ok: bool, detail: str, remedy: str) -> Check:
     return Check(name, "ok", detail) if is_ok else Check(name, "missing", detail, remedy)
 
 
-def _or_filter(remedy: str) -> str:
-    """The remedy for something that a seccomp filter may be the cause of."""
-    return seccomp.REMEDY if seccomp.is_filtered() else remedy
+def _remedy(pid: int, otherwise: str) -> str:
+    """For a call that a container's seccomp filter or Yama may forbid."""
+    if seccomp.is_filtered():
+        return seccomp.REMEDY
+    return REMEDIES.get(forbids(pid), otherwise)
 
 
 def _call(name: str, result: int, remedy: str) -> Check:

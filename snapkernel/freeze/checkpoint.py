@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 import snapkernel
-from snapkernel import arch, procfs
+from snapkernel import arch, procfs, yama
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import capture as looking
 from snapkernel.freeze import live
@@ -128,20 +128,10 @@ def checkpoint(
     if pid == os.getpid():
         raise TargetError(f"process {pid}", "cannot freeze itself", "call from another process")
     url = store.url if isinstance(store, Store) else store
-    if (url or "").startswith("memory:") or _only_ancestors_may_trace():
+    if (url or "").startswith("memory:") or yama.only_we_may_trace(pid):
         return checkpoint_here(pid, store=store, name=name, stop=stop, progress=progress)
     snapshot = freezer.run(pid, url, name, stop, progress)
     return dataclasses.replace(snapshot, safe_s=time.perf_counter() - began)
-
-
-def _only_ancestors_may_trace() -> bool:
-    """Yama's ptrace_scope 1: our child could not trace what we can."""
-    try:
-        return (
-            os.geteuid() != 0 and procfs.text("/proc/sys/kernel/yama/ptrace_scope").strip() != "0"
-        )
-    except OSError:
-        return False
 
 
 def checkpoint_here(

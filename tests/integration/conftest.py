@@ -14,9 +14,10 @@ from support.unprivileged import NOBODY
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A home folder that belongs to the user. The usual temporary folders are root's alone."""
+    """A home folder that belongs to the user without privilege. The usual temporary folders are root's alone."""
     folder = Path(tempfile.mkdtemp(prefix="snapkernel-user-", dir="/var/tmp"))
     folder.chmod(0o755)
-    os.chown(folder, NOBODY, NOBODY)
+    if os.geteuid() == 0:
+        os.chown(folder, NOBODY, NOBODY)
     yield folder
     shutil.rmtree(folder)
