@@ -2,18 +2,20 @@
  *
  *   kernel-init --control FD --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
  *               [--gid-map "IN OUT"] [--monotonic "SEC NSEC"] [--boottime "SEC NSEC"]
- *               [--bounding HEX] [--keep FD]... STUB
+ *               [--bounding HEX] [--terminals] [--report FD] [--keep FD]... STUB
  *
  * 1. Enters new user (when maps are given), pid, mount and time namespaces.
- * 2. Forks pid 1, which mounts a /proc of its own, if it may, and makes the processes that the
- * restored one remembers: session leader, parent, group leader, each with its old pid (clone3(2),
- * set_tid, Linux 5.5). Programs that watch getppid(2), such as ipykernel, find what they expect.
+ * 2. Forks pid 1, which mounts a /proc of its own if it may, for --terminals a /dev/pts as well,
+ *    and makes the processes that the restored one remembers: session leader, parent, group leader,
+ *    each with its old pid (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as
+ *    ipykernel, find what they expect.
  * 3. The last one becomes the stub. Over the control socket, of type SOCK_SEQPACKET with
  *    SO_PASSCRED on the driver's side, pid 1 sends "init" (or "init without /proc") and the
  *    stub-to-be "stub", so that the driver learns both pids in its own namespace (unix(7)); then it
- * waits for one byte and executes STUB. The driver seizes it meanwhile. A closed socket ends it.
+ *    waits for one byte and executes STUB. The driver seizes it meanwhile. A closed socket ends it.
  * 4. Pid 1 reaps, forwards signals to the restored process and ends with its status; the kernel
- *    then kills whatever is left in the namespace.
+ *    then kills whatever is left in the namespace. Over the report socket the parent sends a wait
+ *    status (an int, waitpid(2)) whenever the restored process stops, continues or ends.
  *
  * A failure is sent as "error STEP: TEXT". */
 #define _GNU_SOURCE
@@ -44,13 +46,14 @@
 
 enum { MAX_KEEP = 64, CAP_WORDS = 2 };
 
-static int control = -1;
+static int control = -1, report = -1;
 static volatile pid_t forward_to;
 
 static struct {
   pid_t pid, ppid, sid, pgid;
   const char *uid_map, *gid_map, *monotonic, *boottime, *stub;
   unsigned long long bounding;
+  int terminals;
   int keep[MAX_KEEP], kept;
 } want = {.bounding = ~0ULL};
 
@@ -88,13 +91,24 @@ static void forward_signals_to(pid_t child) {
     sigaction(forwarded[i], &action, NULL);
 }
 
-/* Close all descriptors and keep /dev/null as standard streams: whoever reads from the caller's
- * pipes must not wait for this process. */
-static void close_everything(void) {
+/* A process that only stands for another: signals to the restored one's group are not for it. */
+static void ignore_signals(void) {
+  for (int signal = 1; signal < 32; signal++)
+    if (signal != SIGCHLD)
+      sigaction(signal, &(struct sigaction){.sa_handler = SIG_IGN}, NULL);
+}
+
+/* Close all descriptors but `kept` and have /dev/null as standard streams: whoever reads from the
+ * caller's pipes must not wait for this process. */
+static void close_everything_but(int kept) {
   control = -1;
-  if (syscall(SYS_close_range, 0, ~0U, 0))
-    for (int fd = 0; fd < 65536; fd++)
-      close(fd);
+  for (int fd = 0; fd < 3; fd++)
+    close(fd);
+  if (kept < 3 || (kept > 3 && syscall(SYS_close_range, 3, kept - 1, 0)) ||
+      syscall(SYS_close_range, kept + 1, ~0U, 0))
+    for (int fd = 3; fd < 65536; fd++)
+      if (fd != kept)
+        close(fd);
   int null = open("/dev/null", O_RDWR);
   if (null == 0) {
     (void)!dup(0);
@@ -102,12 +116,14 @@ static void close_everything(void) {
   }
 }
 
-/* Reap until `child` ends; return its status as an exit code. */
-static int wait_for(pid_t child) {
+/* Reap until `child` ends; return its status as an exit code. Report what becomes of it. */
+static int wait_for(pid_t child, int report) {
   for (;;) {
     int status;
-    pid_t gone = wait(&status);
-    if (gone == child)
+    pid_t gone = waitpid(-1, &status, report < 0 ? 0 : WUNTRACED | WCONTINUED);
+    if (gone == child && report >= 0)
+      (void)!send(report, &status, sizeof status, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (gone == child && !WIFSTOPPED(status) && !WIFCONTINUED(status))
       return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     if (gone < 0 && errno == ECHILD)
       return 111;
@@ -182,7 +198,8 @@ __attribute__((noreturn)) static void descend(int level) {
   if (next == want.pid && want.pgid > 1 && want.pgid != want.pid && want.pgid != want.ppid &&
       want.pgid != want.sid && (group = clone_with_pid(want.pgid)) == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    close_everything();
+    ignore_signals();
+    close_everything_but(-1);
     for (;;)
       pause();
   }
@@ -198,9 +215,22 @@ __attribute__((noreturn)) static void descend(int level) {
       fail("setpgid");
     descend(next == want.sid && next != want.ppid ? 1 : 2);
   }
-  forward_signals_to(want.pid);
-  close_everything();
-  exit(wait_for(child));
+  if (level == 0)
+    forward_signals_to(want.pid);
+  else
+    ignore_signals();
+  int told = next == want.pid ? report : -1;
+  close_everything_but(told);
+  exit(wait_for(child, told));
+}
+
+/* Every mount of devpts is an instance with numbers of its own (Linux 4.7). Group 5 is "tty"
+ * nearly everywhere; in a user namespace it is not there. */
+static void mount_terminals(void) {
+  const unsigned long flags = MS_NOSUID | MS_NOEXEC;
+  if (mount("devpts", "/dev/pts", "devpts", flags, "ptmxmode=0666,mode=0620,gid=5") &&
+      mount("devpts", "/dev/pts", "devpts", flags, "ptmxmode=0666,mode=0620"))
+    fail("mount /dev/pts");
 }
 
 __attribute__((noreturn)) static void run_init(void) {
@@ -216,6 +246,8 @@ __attribute__((noreturn)) static void run_init(void) {
       fail("mount /proc");
     ready = "init without /proc";
   }
+  if (want.terminals)
+    mount_terminals();
   if (write(control, ready, strlen(ready)) < 0)
     _exit(111);
   descend(0);
@@ -245,7 +277,8 @@ static void parse(int count, char **words) {
       {"control", 1, NULL, 'c'},  {"pid", 1, NULL, 'p'},       {"ppid", 1, NULL, 'P'},
       {"sid", 1, NULL, 's'},      {"pgid", 1, NULL, 'g'},      {"uid-map", 1, NULL, 'u'},
       {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'}, {"boottime", 1, NULL, 'b'},
-      {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {NULL, 0, NULL, 0}};
+      {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {"terminals", 0, NULL, 't'},
+      {"report", 1, NULL, 'r'},   {NULL, 0, NULL, 0}};
   for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;)
     switch (option) {
     case 'c': control = atoi(optarg); break;
@@ -257,6 +290,8 @@ static void parse(int count, char **words) {
     case 'G': want.gid_map = optarg; break;
     case 'm': want.monotonic = optarg; break;
     case 'b': want.boottime = optarg; break;
+    case 'r': report = atoi(optarg); break;
+    case 't': want.terminals = 1; break;
     case 'B': want.bounding = strtoull(optarg, NULL, 16); break;
     case 'k':
       if (want.kept == MAX_KEEP)
@@ -282,6 +317,6 @@ int main(int count, char **words) {
   if (init == 0)
     run_init();
   forward_signals_to(init);
-  close_everything();
-  return wait_for(init);
+  close_everything_but(-1);
+  return wait_for(init, -1);
 }

@@ -2,18 +2,20 @@
 
 On rebuild every process is forked by its parent, with the pid it had (clone3(2), set_tid). A child
 is born into its parent's session and group: who left a session by setsid(2) after it had children
-in the old one has these before it does so again. Groups are joined when all are there.
+in the old one has these before it does so again. A terminal that controls a session is taken
+before there are others in it, who inherit it. Groups are joined when all are there.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from snapkernel.freeze.batch import Batch, Words
-from snapkernel.model import SIGCHLD, Manifest, Process, Zombie
-from snapkernel.resources.context import Capture
+from snapkernel.model import SIGCHLD, Process, Zombie
+from snapkernel.resources import terminal
+from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.process import Identity
 
 _MOST_SIGACTION = 64  # bytes, at least those of struct kernel_sigaction anywhere
@@ -58,18 +60,31 @@ def check(capture: Capture, members: Sequence[Member]) -> None:
             capture.refuse(subject, "the leader of its process group has ended", "end it")
 
 
-def steps(manifest: Manifest) -> Iterator[tuple[int, Fork | Batch | End]]:
-    """Births, sessions, groups and ends, each with the pid of the process that it is for."""
+def steps(
+    builds: Sequence[Build], heirs: Container[int] = ()
+) -> Iterator[tuple[int, Fork | Batch | End]]:
+    """Births, sessions, groups and ends, each with the pid of the process that it is for; the
+    first process comes first, and is there.
+
+    ``heirs`` are born after their brothers: their parent's memory has been filled by then.
+    """
+    manifest = builds[0].manifest
     members: list[Made] = [*manifest.processes, *manifest.zombies]
+    members.sort(key=lambda member: member.pid in heirs)
     first = manifest.processes[0]
     groups = {first.pid: first.pgid}
-    yield from _births(members, first, first.sid, groups)
+    if first.sid == first.pid:
+        yield first.pid, terminal.take(builds[0])
+    yield from _births(builds, members, first, first.sid, groups)
     # Leaders first: nobody can join a group that is not there.
     for member in sorted(members[1:], key=lambda member: member.pgid != member.pid):
         if groups[member.pid] != member.pgid:
             batch = Batch("join the process group")
             batch.call("setpgid", 0, member.pgid, note=f"process group {member.pgid}")
             yield member.pid, batch
+    for build in builds:
+        yield build.process.pid, terminal.give_up(build)
+        yield build.process.pid, terminal.give_foreground(build)
     for zombie in manifest.zombies:
         yield zombie.pid, End(zombie)
     for parent in {zombie.ppid for zombie in manifest.zombies}:
@@ -80,26 +95,36 @@ def steps(manifest: Manifest) -> Iterator[tuple[int, Fork | Batch | End]]:
 
 
 def _births(
-    members: list[Made], parent: Made, session: int, groups: dict[int, int]
+    builds: Sequence[Build],
+    members: list[Made],
+    parent: Made,
+    session: int,
+    groups: dict[int, int],
 ) -> Iterator[tuple[int, Fork | Batch]]:
     """All descendants of a process that is in a session, and its own new session."""
     children = [member for member in members[1:] if member.ppid == parent.pid]
     leads = parent.sid == parent.pid != session
     early = [child for child in children if leads and child.sid == session]
     for child in early:
-        yield from _birth(members, parent, child, session, groups)
+        yield from _birth(builds, members, parent, child, session, groups)
     if leads:
         batch = Batch("lead a session")
         batch.call("setsid", note=f"session {parent.pid}")
         groups[parent.pid] = parent.pid
         yield parent.pid, batch
+        yield from ((parent.pid, terminal.take(b)) for b in builds if b.process is parent)
     for child in children:
         if child not in early:
-            yield from _birth(members, parent, child, parent.sid, groups)
+            yield from _birth(builds, members, parent, child, parent.sid, groups)
 
 
 def _birth(
-    members: list[Made], parent: Made, child: Made, session: int, groups: dict[int, int]
+    builds: Sequence[Build],
+    members: list[Made],
+    parent: Made,
+    child: Made,
+    session: int,
+    groups: dict[int, int],
 ) -> Iterator[tuple[int, Fork | Batch]]:
     batch = Batch("fork a child")
     pid = struct.pack("=i", child.pid)
@@ -107,4 +132,4 @@ def _birth(
     batch.call("clone3", arguments, 11 * 8, note=f"process {child.pid}")
     groups[child.pid] = groups[parent.pid]
     yield parent.pid, Fork(child, batch)
-    yield from _births(members, child, session, groups)
+    yield from _births(builds, members, child, session, groups)

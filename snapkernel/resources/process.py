@@ -69,18 +69,13 @@ def capture_identity(capture: Capture) -> Identity:
     if os.readlink(f"/proc/{pid}/root") != "/":
         capture.refuse("root directory", "was changed by chroot", "run without chroot")
     _refuse_strange(capture, status)
-    stat = procfs.stat(pid)
-    if int(stat[7 - 3]):
-        capture.report(
-            "controlling terminal", "replaced", "a restored process has none, or the restorer's"
-        )
     raw = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
     return Identity(
         pid=procfs.innermost(status["NSpid"]),
         ppid=_inner_parent(int(status["PPid"]), len(status["NSpid"].split())),
         pgid=procfs.innermost(status["NSpgid"]),
         sid=procfs.innermost(status["NSsid"]),
-        exit_signal=max(int(stat[38 - 3]), 0),
+        exit_signal=max(int(procfs.stat(pid)[38 - 3]), 0),
         executable=executable,
         file=max(file, 0),
         arguments=tuple(word.decode(errors="replace") for word in raw[:-1]),
@@ -135,11 +130,12 @@ def _refuse_namespaces(capture: Capture) -> None:
 
 
 def _mounts(pid: int) -> set[tuple[str, str]]:
-    """Device and place of every mount, without those of /proc: a restored process has its own."""
+    """Device and place of every mount, without those of /proc and /dev/pts: a restored process has
+    its own."""
     return {
         (f"{mount.device} {mount.root}", mount.place)
         for mount in procfs.mounts(pid)
-        if mount.place != "/proc" and not mount.place.startswith("/proc/")
+        if mount.place not in ("/proc", "/dev/pts") and not mount.place.startswith("/proc/")
     }
 
 

@@ -88,17 +88,22 @@ class Spawn:
         process: Process,
         clocks: Clocks,
         streams: Sequence[int],
+        *,
+        terminals: bool,
+        report: int | None,
         connection_file: Path | None = None,
     ) -> None:
-        """Start kernel-init; the clocks in its namespaces go on from ``clocks``. Its environment
-        says where the connection file of a restored kernel will be."""
+        """Start kernel-init; the clocks in its namespaces go on from ``clocks``, and there are
+        pseudo-terminals of its own if ``terminals``. The socket ``report`` is told what becomes of
+        the process; the environment of kernel-init says where its connection file will be."""
+        told = [] if report is None else [report]
         self._own = needs_user_namespace()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(process, clocks, theirs.fileno(), streams, self._own),
-                pass_fds=(theirs.fileno(), *streams),
+                _command(process, clocks, theirs.fileno(), streams, self._own, terminals, report),
+                pass_fds=(theirs.fileno(), *streams, *told),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -138,7 +143,13 @@ class Spawn:
 
 
 def _command(
-    process: Process, clocks: Clocks, control: int, streams: Sequence[int], own: bool
+    process: Process,
+    clocks: Clocks,
+    control: int,
+    streams: Sequence[int],
+    own: bool,
+    terminals: bool,
+    report: int | None,
 ) -> list[str]:
     command = [str(LIBEXEC / "kernel-init"), "--control", str(control)]
     for name in ("pid", "ppid", "sid", "pgid"):
@@ -151,6 +162,10 @@ def _command(
     if has_time_namespaces():
         command += ["--monotonic", _offset(clocks.monotonic_ns, time.CLOCK_MONOTONIC, "monotonic")]
         command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
+    if terminals:
+        command.append("--terminals")
+    if report is not None:
+        command += ["--report", str(report)]
     for stream in sorted(set(streams)):
         command += ["--keep", str(stream)]
     return [*command, str(LIBEXEC / "stub")]

@@ -14,7 +14,7 @@ from support.unprivileged import NOBODY
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A home folder that belongs to the user without privilege. The usual temporary folders are root's alone."""
+    """A home folder of the user without privilege. Usual temporary folders are root's alone."""
     folder = Path(tempfile.mkdtemp(prefix="snapkernel-user-", dir="/var/tmp"))
     folder.chmod(0o755)
     if os.geteuid() == 0:
