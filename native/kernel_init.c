@@ -5,14 +5,14 @@
  *               [--bounding HEX] [--terminals] [--report FD] [--keep FD]... STUB
  *
  * 1. Enters new user (when maps are given), pid, mount and time namespaces.
- * 2. Forks pid 1, which mounts a /proc of its own, for --terminals a /dev/pts as well, and makes
- *    the processes that the restored one remembers: session leader, parent, group leader, each with
- *    its old pid (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as
+ * 2. Forks pid 1, which mounts a /proc of its own if it may, for --terminals a /dev/pts as well,
+ *    and makes the processes that the restored one remembers: session leader, parent, group leader,
+ *    each with its old pid (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as
  *    ipykernel, find what they expect.
  * 3. The last one becomes the stub. Over the control socket, of type SOCK_SEQPACKET with
- *    SO_PASSCRED on the driver's side, pid 1 sends "init" and the stub-to-be "stub", so that the
- *    driver learns both pids in its own namespace (unix(7)); then it waits for one byte and
- *    executes STUB. The driver seizes it meanwhile. A closed socket ends it.
+ *    SO_PASSCRED on the driver's side, pid 1 sends "init" (or "init without /proc") and the
+ *    stub-to-be "stub", so that the driver learns both pids in its own namespace (unix(7)); then it
+ *    waits for one byte and executes STUB. The driver seizes it meanwhile. A closed socket ends it.
  * 4. Pid 1 reaps, forwards signals to the restored process and ends with its status; the kernel
  *    then kills whatever is left in the namespace. Over the report socket the parent sends a wait
  *    status (an int, waitpid(2)) whenever the restored process stops, continues or ends.
@@ -261,11 +261,16 @@ __attribute__((noreturn)) static void run_init(void) {
   /* What the host mounts and unmounts later goes for this namespace too, and not the other way. */
   if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
     fail("keep mounts to ourselves");
-  if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
-    fail("mount /proc");
+  const char *ready = "init";
+  if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL)) {
+    /* Where parts of /proc are hidden, as in containers, a user gets none that shows all. */
+    if (errno != EPERM)
+      fail("mount /proc");
+    ready = "init without /proc";
+  }
   if (want.terminals)
     mount_terminals();
-  if (write(control, "init", 4) != 4)
+  if (write(control, ready, strlen(ready)) < 0)
     _exit(111);
   descend(0);
 }

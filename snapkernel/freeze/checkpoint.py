@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 import snapkernel
-from snapkernel import arch, faults, procfs
+from snapkernel import arch, faults, procfs, yama
 from snapkernel._native import lib
 from snapkernel.constants import PR_SET_PDEATHSIG
 from snapkernel.errors import SnapkernelError, TargetError
@@ -35,7 +35,7 @@ from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.pages import scan_pages
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.freeze.tree import freeze_tree
-from snapkernel.jupyter.connection import find_connection_file, read_connection
+from snapkernel.jupyter.connection import connection_of
 from snapkernel.model import RUN, SCHEMA, CarriedFile, Content, Host, Manifest, Note, Zombie
 from snapkernel.resources import carried_file, memory, process, shared_memory, threads
 from snapkernel.resources.context import Capture
@@ -149,22 +149,12 @@ def checkpoint(
     if pid == os.getpid():
         raise TargetError(f"process {pid}", "cannot freeze itself", "call from another process")
     url = store.url if isinstance(store, Store) else store
-    if (url or "").startswith("memory:") or _only_ancestors_may_trace():
+    if (url or "").startswith("memory:") or yama.only_we_may_trace(pid):
         return checkpoint_here(
             pid, store=store, name=name, stop=stop, files=words, progress=progress
         )
     snapshot = freezer.run(pid, url, name, stop, words, progress)
     return dataclasses.replace(snapshot, safe_s=time.perf_counter() - began)
-
-
-def _only_ancestors_may_trace() -> bool:
-    """Yama's ptrace_scope 1: our child could not trace what we can."""
-    try:
-        return (
-            os.geteuid() != 0 and procfs.text("/proc/sys/kernel/yama/ptrace_scope").strip() != "0"
-        )
-    except OSError:
-        return False
 
 
 @faults.during("checkpoint")
@@ -189,7 +179,7 @@ def checkpoint_here(
     choice = Choice.of(files)
     survey = looking.survey(pid, choice)
     looking.refuse(pid, survey.findings)
-    connection = _connection(pid)
+    connection = connection_of(pid)
     where = store if isinstance(store, Store) else Store.open(store, create=True)
     mark("survey")
     with (
@@ -228,18 +218,6 @@ def rehearse() -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-
-
-def _connection(pid: int) -> dict[str, str | int] | None:
-    """The entries of the connection file, when the process is a Jupyter kernel."""
-    raw = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]
-    directory = os.readlink(f"/proc/{pid}/cwd")
-    path = find_connection_file([os.fsdecode(word) for word in raw], directory)
-    if path is None or not path.exists():
-        return None
-    with contextlib.suppress(TargetError):
-        return read_connection(path)
-    return None
 
 
 @contextlib.contextmanager

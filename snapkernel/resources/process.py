@@ -7,7 +7,7 @@ import resource
 import struct
 from dataclasses import dataclass
 
-from snapkernel import procfs
+from snapkernel import procfs, seccomp
 from snapkernel.constants import (
     PR_GET_CHILD_SUBREAPER,
     PR_GET_DUMPABLE,
@@ -148,12 +148,15 @@ def _refuse_strange(capture: Capture, status: dict[str, str]) -> None:
             "the first process of a pid namespace cannot be saved",
             "start it below an init, such as `tini` or `docker run --init`",
         )
-    if status.get("Seccomp", "0") != "0":
+    if status.get("Seccomp", "0") != "0" and not seccomp.is_everybodys(capture.pid):
         capture.refuse(
             "seccomp filter",
             "a filtered process cannot be examined from inside",
-            "start the process without seccomp",
+            "start the process without seccomp, or run snapkernel inside the same container",
         )
+    elif status.get("Seccomp", "0") != "0":
+        reason = "is the container's: the copy has that of the container where it is restored"
+        capture.report("seccomp filter", "replaced", reason)
     if status.get("x86_Thread_features", "").strip():
         capture.refuse(
             "shadow stack",

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.unprivileged import NOBODY, TESTS, as_nobody
+from support.unprivileged import TESTS, as_nobody
 
 PYTHON = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs"]
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A home folder that belongs to the user. The usual temporary folders are root's alone."""
-    folder = Path(tempfile.mkdtemp(prefix="snapkernel-user-", dir="/var/tmp"))
-    folder.chmod(0o755)
-    os.chown(folder, NOBODY, NOBODY)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
