@@ -109,17 +109,43 @@ class FileIdentity(Record, frozen=True, kw_only=True):
     build_id: str = ""
 
 
-class SharedMemory(Record, frozen=True, kw_only=True):
-    """An object without a path that mappings and descriptors refer to: shared anonymous memory,
-    a memfd, or a deleted file.
+class Permissions(Record, frozen=True, kw_only=True):
+    """Who may use a System V object (sysvipc(7), ``struct ipc_perm``), as the process saw it."""
+
+    key: Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
+    uid: Natural
+    gid: Natural
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)]
+
+
+class Segment(Record, frozen=True, kw_only=True):
+    """What a System V shared memory segment (shmget(2)) has beyond its content.
 
     Attributes:
-        kind: ``anonymous``, ``memfd`` or ``deleted-file``.
+        id: as shmget(2) returned it.
+        permissions: key, owner and mode.
+        removed: it goes with its last attachment (shmctl(2), IPC_RMID).
+        locked: SHM_LOCK.
+    """
+
+    id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+    permissions: Permissions
+    removed: bool = False
+    locked: bool = False
+
+
+class SharedMemory(Record, frozen=True, kw_only=True):
+    """An object without a path that mappings and descriptors refer to: shared anonymous memory,
+    a memfd, a deleted file, or a System V segment.
+
+    Attributes:
+        kind: ``anonymous``, ``memfd``, ``deleted-file`` or ``system-v``.
         name: of the memfd, or path of the deleted file.
         size: bytes.
         seals: ``F_GET_SEALS`` of a memfd.
         mode: permission bits of a deleted file or memfd.
         content: its bytes.
+        segment: of a System V segment.
     """
 
     kind: str
@@ -128,6 +154,19 @@ class SharedMemory(Record, frozen=True, kw_only=True):
     seals: Natural = 0
     mode: Natural = 0
     content: Content = Content()
+    segment: Segment | None = None
+
+
+class MemoryPolicy(Record, frozen=True, kw_only=True):
+    """Where memory is taken from (set_mempolicy(2)).
+
+    Attributes:
+        mode: ``MPOL_*`` with ``MPOL_F_*`` flags.
+        nodes: numbers of NUMA nodes.
+    """
+
+    mode: Natural
+    nodes: tuple[Natural, ...] = ()
 
 
 class Mapping(Record, frozen=True, kw_only=True):
@@ -143,6 +182,7 @@ class Mapping(Record, frozen=True, kw_only=True):
         file: index into ``Manifest.files``.
         object: index into ``Manifest.shared_memory``.
         name: ``[heap]``, ``[stack]``, or what ``PR_SET_VMA_ANON_NAME`` gave.
+        policy: of mbind(2), if it has one of its own.
     """
 
     start: Natural
@@ -154,6 +194,7 @@ class Mapping(Record, frozen=True, kw_only=True):
     file: Natural | None = None
     object: Natural | None = None
     name: str = ""
+    policy: MemoryPolicy | None = None
 
 
 class MemoryLayout(Record, frozen=True, kw_only=True):
@@ -232,12 +273,33 @@ class RestartableSequence(Record, frozen=True, kw_only=True):
 
 
 class Scheduling(Record, frozen=True, kw_only=True):
-    """sched(7): policy, nice value, priority and the processors the thread may run on."""
+    """When and where a thread runs, as sched_getattr(2) and its like tell.
 
-    policy: Natural = 0
+    Attributes:
+        policy: ``SCHED_*``.
+        nice: -20 to 19, also while another policy makes it meaningless.
+        priority: of SCHED_FIFO and SCHED_RR.
+        processors: the thread may run on these.
+        flags: ``SCHED_FLAG_*``: reset on fork, and those of SCHED_DEADLINE.
+        deadline: of SCHED_DEADLINE: runtime, deadline and period in nanoseconds; else empty.
+        utilization: least and most, 0 to 1024 (uclamp), or empty where the policy's defaults hold.
+        io_priority: class and data of ioprio_get(2), 0 when none was set.
+        timer_slack_ns: ``PR_GET_TIMERSLACK``; ``None`` is the process's.
+        memory: policy of set_mempolicy(2), if any.
+    """
+
+    WORDS = ("deadline",)
+
+    policy: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
     nice: Annotated[int, msgspec.Meta(ge=-20, le=19)] = 0
-    priority: Natural = 0
+    priority: Annotated[int, msgspec.Meta(ge=0, le=99)] = 0
     processors: tuple[Natural, ...] = ()
+    flags: Annotated[int, msgspec.Meta(ge=0, le=7)] = 0
+    deadline: tuple[Word, ...] = ()
+    utilization: tuple[Annotated[int, msgspec.Meta(ge=0, le=1024)], ...] = ()
+    io_priority: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)] = 0
+    timer_slack_ns: Natural | None = None
+    memory: MemoryPolicy | None = None
 
 
 class Thread(Record, frozen=True, kw_only=True):
@@ -537,6 +599,35 @@ class Credentials(Record, frozen=True, kw_only=True):
     no_new_privileges: bool = False
 
 
+class Attributes(Record, frozen=True, kw_only=True):
+    """Settings of personality(2), prctl(2) and membarrier(2); those that the kernel keeps for each
+    thread are the main thread's.
+
+    Attributes:
+        personality: execution domain and flags.
+        securebits: ``SECBIT_*`` (capabilities(7)), with ``PR_SET_KEEPCAPS``.
+        time_stamp_counter: ``PR_GET_TSC``: 1 may be read, 2 raises SIGSEGV.
+        machine_check: ``PR_MCE_KILL_GET``.
+        io_flusher: ``PR_GET_IO_FLUSHER``.
+        deny_write_execute: ``PR_GET_MDWE``.
+        memory_merge: ``PR_GET_MEMORY_MERGE``.
+        speculation: ``PR_GET_SPECULATION_CTRL`` by kind, where something was chosen.
+        membarrier: commands that were registered for; ``None`` where the kernel does not tell.
+    """
+
+    WORDS = ("personality",)
+
+    personality: Word = 0
+    securebits: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
+    time_stamp_counter: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
+    machine_check: Annotated[int, msgspec.Meta(ge=0, le=2)] = 2
+    io_flusher: bool = False
+    deny_write_execute: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
+    memory_merge: bool = False
+    speculation: dict[Natural, Natural] = {}
+    membarrier: Natural | None = None
+
+
 class Process(Record, frozen=True, kw_only=True):
     """One process.
 
@@ -553,8 +644,11 @@ class Process(Record, frozen=True, kw_only=True):
         limits: soft and hard limit by ``RLIMIT_*`` number; ``-1`` is unlimited.
         dumpable: ``PR_GET_DUMPABLE``.
         child_subreaper: ``PR_GET_CHILD_SUBREAPER``.
+        thp_disabled: ``PR_GET_THP_DISABLE``.
+        thp_except_advised: areas with MADV_HUGEPAGE are not meant by that (Linux 6.18).
         oom_score_adj: proc(5).
-        timer_slack_ns: ``PR_GET_TIMERSLACK``.
+        timer_slack_ns: ``PR_GET_TIMERSLACK`` of the main thread.
+        attributes: further settings.
         stopped: signal of a group stop, 0 when running.
     """
 
@@ -579,8 +673,10 @@ class Process(Record, frozen=True, kw_only=True):
     dumpable: Natural = 1
     child_subreaper: bool = False
     thp_disabled: bool = False
+    thp_except_advised: bool = False
     oom_score_adj: int = 0
     timer_slack_ns: Natural = 50_000
+    attributes: Attributes = Attributes()
     stopped: Natural = 0
 
 

@@ -19,11 +19,12 @@ from snapkernel.arch import Architecture
 from snapkernel.errors import CannotCheckpoint, Finding, UnsupportedHost
 from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
 from snapkernel.freeze.target import Memory, Target, why_not
-from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process
+from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, MemoryPolicy, Process
 from snapkernel.resources import (
     credentials,
     descriptors,
     memory,
+    memory_policy,
     process,
     shared_memory,
     signals,
@@ -48,6 +49,7 @@ class Survey:
         hole: where the agent fits.
         site: a system call instruction to borrow.
         unforked: some of them are kept from forked children (madvise(2), MADV_DONTFORK).
+        policies: NUMA policies of areas, by address.
     """
 
     findings: list[Finding]
@@ -58,6 +60,7 @@ class Survey:
     hole: int
     site: int
     unforked: bool
+    policies: dict[int, MemoryPolicy]
 
     def areas_now(self, pid: int) -> list[procfs.Area]:
         """The mappings of the frozen process; parsed again only if they have changed."""
@@ -92,6 +95,7 @@ def _look_from_outside(pid: int) -> Survey:
         flags = memory.read_flags(pid)
         maps = procfs.text(f"/proc/{pid}/maps")
         areas = procfs.areas(maps)
+        policies = memory_policy.of_areas(pid, areas)
         memory.capture(capture, areas, flags)
         with open_table(pid) as table:
             descriptors.capture(capture, table)
@@ -104,7 +108,9 @@ def _look_from_outside(pid: int) -> Survey:
     hole = _hole(areas)
     with contextlib.closing(Memory(pid)) as held:
         site = call_site(held, areas)
-    return Survey(capture.findings, flags, capture.known, maps, areas, hole, site, unforked)
+    return Survey(
+        capture.findings, flags, capture.known, maps, areas, hole, site, unforked, policies
+    )
 
 
 def architecture_of(pid: int) -> Architecture:
@@ -251,6 +257,8 @@ def capture(
             dumpable=settings.dumpable,
             child_subreaper=settings.child_subreaper,
             thp_disabled=settings.thp_disabled,
+            thp_except_advised=settings.thp_except_advised,
+            attributes=settings.attributes,
             timer_slack_ns=settings.timer_slack_ns,
             oom_score_adj=identity.oom_score_adj,
             stopped=target.stopped,

@@ -32,7 +32,7 @@ from snapkernel.freeze.pages import scan_pages
 from snapkernel.freeze.target import Memory, freeze
 from snapkernel.jupyter.connection import find_connection_file, read_connection
 from snapkernel.model import RUN, SCHEMA, Content, Host, Manifest, Note, Process
-from snapkernel.resources import memory, threads
+from snapkernel.resources import memory, memory_policy, threads
 from snapkernel.resources.context import Capture
 from snapkernel.store import SnapshotWriter, Source, Store, check_name
 
@@ -284,17 +284,20 @@ class _Shot:
         target = self.target
         threads.leave_sequences(target, arch.native())
         self.areas = self.survey.areas_now(self.pid)
-        self.flags = self.survey.flags
+        self.flags, self.policies = self.survey.flags, self.survey.policies
         if self.areas is not self.survey.areas and any(
             memory.key(area) not in self.flags for area in self.areas
         ):
             self.flags = memory.read_flags(self.pid)
+            if self.policies:  # the rule is that there are none
+                self.policies = memory_policy.of_areas(self.pid, self.areas)
         agent = looking.install_agent(target, self.areas, self.survey)
         self.mark("agent")
         try:
             self.process, self.capture, self.clocks = looking.capture(
                 target, agent, self.areas, self.survey.files, self._save
             )
+            self.capture.policies = self.policies
             self.mark("captured")
             return None if self.stop else self._fork(agent)
         finally:

@@ -18,6 +18,7 @@ from snapkernel.model import (
     Descriptor,
     FileIdentity,
     Manifest,
+    MemoryPolicy,
     Note,
     Pipe,
     Process,
@@ -49,6 +50,7 @@ class Capture:
         save: for contents that must be read while the process is frozen.
         known: identities of files by path and inode, found out earlier.
         findings: every object that is not simply saved.
+        policies: NUMA policies of areas, by address.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Capture:
         self.pipe_index: dict[str, int] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
         self.shared_memory: tuple[SharedMemory, ...] = ()
+        self.policies: dict[int, MemoryPolicy] = {}
         self.files: list[FileIdentity] = []
         self._file_index: dict[str, int] = {}
 

@@ -41,7 +41,7 @@ from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import scan_pages
 from snapkernel.model import RUN, Mapping
-from snapkernel.resources import shared_memory, vdso
+from snapkernel.resources import memory_policy, shared_memory, vdso
 from snapkernel.resources.context import Build, Capture, Fill
 
 # Follow from protection, kind and use of the area.
@@ -144,6 +144,7 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
         file=file,
         object=backing,
         name=name,
+        policy=capture.policies.get(area.start),
     )
 
 
@@ -164,8 +165,11 @@ def _alike(left: Mapping, right: Mapping) -> bool:
         and left.file is None
         and left.object is None
         and not left.shared
-        and (left.protection, left.flags, left.file, left.object, left.shared, left.name)
-        == (right.protection, right.flags, right.file, right.object, right.shared, right.name)
+        and (left.protection, left.flags, left.name, left.policy)
+        == (right.protection, right.flags, right.name, right.policy)
+        and not right.shared
+        and right.file is None
+        and right.object is None
     )
 
 
@@ -203,6 +207,7 @@ def rebuild_mappings(build: Build) -> list[Batch | Fill]:
         _advise(batch, mapping)
     for cell in opened.values():
         batch.call("close", cell)
+    memory_policy.rebuild_of_areas(build, batch)
     return [*shared_memory.rebuild(build), batch]
 
 

@@ -24,10 +24,12 @@ from snapkernel.constants import (
 )
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space, Words
-from snapkernel.model import MemoryLayout, Note
+from snapkernel.model import Attributes, MemoryLayout, Note
+from snapkernel.resources import attributes
 from snapkernel.resources.context import Build, Capture
 
 _UNLIMITED = (1 << 64) - 1
+_THP_EXCEPT_ADVISED = 2  # prctl(2), Linux 6.18
 RLIMIT_NICE, RLIMIT_RTPRIO = 13, 14
 
 
@@ -180,7 +182,9 @@ class Settings:
     dumpable: int
     child_subreaper: bool
     thp_disabled: bool
+    thp_except_advised: bool
     timer_slack_ns: int
+    attributes: Attributes
 
 
 def capture_settings(agent: Agent) -> Settings:
@@ -191,12 +195,16 @@ def capture_settings(agent: Agent) -> Settings:
     batch.call("prctl", PR_GET_CHILD_SUBREAPER, subreaper)
     huge = batch.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, check=False)
     slack = batch.call("prctl", PR_GET_TIMERSLACK)
+    further = attributes.Question(batch)
     agent.run(batch)
+    state = max(huge.result or 0, 0)
     return Settings(
         dumpable=dumpable.result or 0,
         child_subreaper=any(subreaper.data),
-        thp_disabled=huge.result == 1,
+        thp_disabled=state > 0,
+        thp_except_advised=bool(state & _THP_EXCEPT_ADVISED),
         timer_slack_ns=max(slack.result or 0, 0),
+        attributes=further.answer(),
     )
 
 
@@ -254,8 +262,10 @@ def rebuild_attributes(build: Build) -> Batch:
     if process.child_subreaper:
         batch.call("prctl", PR_SET_CHILD_SUBREAPER, 1)
     if process.thp_disabled:
-        batch.call("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)
+        flags = _THP_EXCEPT_ADVISED if process.thp_except_advised else 0
+        batch.call("prctl", PR_SET_THP_DISABLE, 1, flags, 0, 0, note="PR_SET_THP_DISABLE")
     batch.call("prctl", PR_SET_TIMERSLACK, process.timer_slack_ns)
+    attributes.rebuild(batch, process.attributes)
     return batch
 
 

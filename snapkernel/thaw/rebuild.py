@@ -129,7 +129,7 @@ def steps(
     yield process.rebuild_limits(build)
     for thread in build.process.threads:
         batch = credentials.rebuild(build, own_namespace=own_namespace, identity=identity)
-        yield OnThread(thread, batch)
+        yield OnThread(thread, threads.rebuild_last(batch, thread))
     yield process.rebuild_dumpable(build)
     yield timers.arm(build)
 

@@ -25,7 +25,7 @@ from snapkernel.model import (
     TcpListener,
     TimerDescriptor,
 )
-from snapkernel.resources import memory, threads
+from snapkernel.resources import memory, memory_policy, threads
 from snapkernel.resources.context import Capture
 from snapkernel.store import Store
 from snapkernel.thaw.restore import Held
@@ -48,6 +48,7 @@ def dump(held: Held) -> Dump:
     try:
         flags = memory.read_flags(target.pid)
         process, capture, _ = looking.capture(target, agent, areas, {}, None)
+        capture.policies = memory_policy.of_areas(target.pid, areas)
         process = looking.mappings(capture, process, areas, flags)
     finally:
         agent.remove()
@@ -91,8 +92,6 @@ def differences(manifest: Manifest, held: Held, store: Store) -> list[str]:
     compare("group ids", first.credentials.gids, second.process.credentials.gids)
     for one, other in zip(first.threads, second.process.threads, strict=True):
         for name in one.__struct_fields__:
-            if name == "scheduling":
-                continue
             if name == "system_call":
                 continue  # of a call that will be made again, the number alone
             compare(f"thread {one.tid} {name}", getattr(one, name), getattr(other, name))
