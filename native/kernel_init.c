@@ -2,12 +2,14 @@
  *
  *   kernel-init --control FD --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
  *               [--gid-map "IN OUT"] [--monotonic "SEC NSEC"] [--boottime "SEC NSEC"]
- *               [--bounding HEX] [--keep FD]... STUB
+ *               [--bounding HEX] [--ipc] [--keep FD]... STUB
  *
  * 1. Enters new user (when maps are given), pid, mount and time namespaces.
- * 2. Forks pid 1, which mounts a /proc of its own and makes the processes that the restored one
- *    remembers: session leader, parent, group leader, each with its old pid (clone3(2), set_tid,
- *    Linux 5.5). Programs that watch getppid(2), such as ipykernel, find what they expect.
+ * 2. Forks pid 1, which enters a new IPC namespace where that is asked for: only processes of the
+ *    new pid namespace are in it. It mounts a /proc of its own and makes the processes that the
+ *    restored one remembers: session leader, parent, group leader, each with its old pid
+ * (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as ipykernel, find what
+ * they expect.
  * 3. The last one becomes the stub. Over the control socket, of type SOCK_SEQPACKET with
  *    SO_PASSCRED on the driver's side, pid 1 sends "init" and the stub-to-be "stub", so that the
  *    driver learns both pids in its own namespace (unix(7)); then it waits for one byte and
@@ -51,7 +53,7 @@ static struct {
   pid_t pid, ppid, sid, pgid;
   const char *uid_map, *gid_map, *monotonic, *boottime, *stub;
   unsigned long long bounding;
-  int keep[MAX_KEEP], kept;
+  int keep[MAX_KEEP], kept, ipc;
 } want = {.bounding = ~0ULL};
 
 __attribute__((noreturn)) static void fail(const char *step) {
@@ -206,6 +208,8 @@ __attribute__((noreturn)) static void descend(int level) {
 __attribute__((noreturn)) static void run_init(void) {
   if (setsid() < 0)
     fail("setsid");
+  if (want.ipc && unshare(CLONE_NEWIPC))
+    fail("new IPC namespace");
   if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
     fail("make mounts private");
   if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
@@ -239,7 +243,8 @@ static void parse(int count, char **words) {
       {"control", 1, NULL, 'c'},  {"pid", 1, NULL, 'p'},       {"ppid", 1, NULL, 'P'},
       {"sid", 1, NULL, 's'},      {"pgid", 1, NULL, 'g'},      {"uid-map", 1, NULL, 'u'},
       {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'}, {"boottime", 1, NULL, 'b'},
-      {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {NULL, 0, NULL, 0}};
+      {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {"ipc", 0, NULL, 'i'},
+      {NULL, 0, NULL, 0}};
   for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;)
     switch (option) {
     case 'c': control = atoi(optarg); break;
@@ -251,6 +256,7 @@ static void parse(int count, char **words) {
     case 'G': want.gid_map = optarg; break;
     case 'm': want.monotonic = optarg; break;
     case 'b': want.boottime = optarg; break;
+    case 'i': want.ipc = 1; break;
     case 'B': want.bounding = strtoull(optarg, NULL, 16); break;
     case 'k':
       if (want.kept == MAX_KEEP)

@@ -539,6 +539,12 @@ class ClosedSocket(Description, frozen=True, kw_only=True, tag="closed-socket"):
     options: tuple[tuple[int, int, bytes], ...] = ()
 
 
+class PosixMessageQueue(Description, frozen=True, kw_only=True, tag="posix-queue"):
+    """A description of ``IpcNamespace.posix_queues[queue]`` (mq_open(3))."""
+
+    queue: Natural
+
+
 AnyDescription = (
     RegularFile
     | ObjectFile
@@ -552,6 +558,7 @@ AnyDescription = (
     | UnixSocket
     | TcpListener
     | ClosedSocket
+    | PosixMessageQueue
 )
 
 
@@ -718,6 +725,63 @@ class Note(Record, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class SemaphoreSet(Record, frozen=True, kw_only=True):
+    """System V semaphores (semget(2)): id, and the value of each."""
+
+    id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+    permissions: Permissions
+    values: tuple[Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)], ...]
+
+
+class MessageQueue(Record, frozen=True, kw_only=True):
+    """A System V message queue (msgget(2)).
+
+    Attributes:
+        id: as msgget(2) returned it.
+        permissions: key, owner and mode.
+        most_bytes: ``msg_qbytes``.
+        messages: type and text of each, the oldest first.
+    """
+
+    id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+    permissions: Permissions
+    most_bytes: Natural
+    messages: tuple[tuple[Natural, bytes], ...] = ()
+
+
+class PosixQueue(Record, frozen=True, kw_only=True):
+    """A POSIX message queue (mq_overview(7)).
+
+    Attributes:
+        name: without the slash.
+        unlinked: it has lost its name (mq_unlink(3)).
+        mode: permission bits.
+        uid: of its owner, as the process saw it.
+        gid: the same.
+        most_messages: ``mq_maxmsg``.
+        message_size: ``mq_msgsize``, bytes.
+        messages: priority and text of each, the next one first.
+    """
+
+    name: str
+    unlinked: bool = False
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+    uid: Natural
+    gid: Natural
+    most_messages: Natural
+    message_size: Natural
+    messages: tuple[tuple[Natural, bytes], ...] = ()
+
+
+class IpcNamespace(Record, frozen=True, kw_only=True):
+    """An IPC namespace (ipc_namespaces(7)) that a restored process needs for itself. Its segments
+    are in ``Manifest.shared_memory``."""
+
+    semaphores: tuple[SemaphoreSet, ...] = ()
+    message_queues: tuple[MessageQueue, ...] = ()
+    posix_queues: tuple[PosixQueue, ...] = ()
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """A snapshot, complete in itself.
 
@@ -730,6 +794,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         packs: names of the packs that hold the chunks.
         memory_bytes: bytes of process memory that the snapshot holds.
         stored_bytes: bytes that it added to the store, packs and index.
+        ipc: System V objects and POSIX message queues; ``None`` when there are none.
         jupyter: the connection file's entries when the process is a Jupyter kernel.
     """
 
@@ -745,6 +810,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     descriptions: tuple[AnyDescription, ...] = ()
     pipes: tuple[Pipe, ...] = ()
     shared_memory: tuple[SharedMemory, ...] = ()
+    ipc: IpcNamespace | None = None
     files: tuple[FileIdentity, ...] = ()
     packs: tuple[str, ...] = ()
     memory_bytes: Natural = 0
@@ -774,6 +840,9 @@ class Manifest(Record, frozen=True, kw_only=True):
                 _index("shared object of a descriptor", number, self.shared_memory)
             case PipeEnd(pipe=number):
                 _index("pipe of a descriptor", number, self.pipes)
+            case PosixMessageQueue(queue=number):
+                queues = () if self.ipc is None else self.ipc.posix_queues
+                _index("message queue of a descriptor", number, queues)
             case UnixSocket(peer=int(number)):
                 _index("peer of a socket", number, self.descriptions)
             case Epoll(targets=targets):

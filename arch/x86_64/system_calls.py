@@ -53,6 +53,7 @@ SYSTEM_CALLS = {
     "chdir": 80,
     "fchdir": 81,
     "fchmod": 91,
+    "fchown": 93,
     "umask": 95,
     "setpgid": 109,
     "setsid": 112,

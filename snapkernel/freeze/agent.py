@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import struct
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -275,6 +276,10 @@ class Agent:
         if 4 * len(self._cells) >= ELEMENTS - CELLS:
             raise TargetError("descriptor table", "has more descriptors than the agent's cells")
         return self.base + CELLS + 4 * self._cells.setdefault(cell, len(self._cells))
+
+    def value(self, cell: Cell) -> int:
+        """What a cell holds."""
+        return int.from_bytes(self.target.memory.read(self._cell(cell), 4), sys.byteorder)
 
     def _run_agent(self, tid: int, calls: int) -> None:
         """Let a thread run until the agent's trap."""

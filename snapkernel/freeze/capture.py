@@ -28,6 +28,7 @@ from snapkernel.resources import (
     process,
     shared_memory,
     signals,
+    system_v,
     threads,
     timers,
     vdso,
@@ -97,6 +98,7 @@ def _look_from_outside(pid: int) -> Survey:
         areas = procfs.areas(maps)
         policies = memory_policy.of_areas(pid, areas)
         memory.capture(capture, areas, flags)
+        system_v.explain(capture)
         with open_table(pid) as table:
             descriptors.capture(capture, table)
     except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
@@ -222,11 +224,15 @@ def capture(
     posix_timers = timers.capture_timers(capture, agent)
     identity = process.capture_identity(capture)
     shared_memory.register(capture, areas)
-    with open_table(target.pid) as table:
-        entries = descriptors.capture(capture, table)
-        refuse(target.pid, capture.findings)
-        if capture.objects:
-            shared_memory.save(capture)
+    attached = system_v.capture(capture, agent, architecture, settings.ipc_used, identity.pid)
+    try:
+        with open_table(target.pid) as table:
+            entries = descriptors.capture(capture, table)
+            refuse(target.pid, capture.findings)
+            if capture.objects:
+                shared_memory.save(capture)
+    finally:
+        attached.detach(agent)
     heap = max((area.end for area in areas if area.name == "[heap]"), default=0)
     layout = process.capture_layout(target.pid, heap)
     return (

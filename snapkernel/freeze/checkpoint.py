@@ -397,6 +397,7 @@ class _Shot:
             descriptions=tuple(capture.descriptions),
             pipes=tuple(capture.pipes),
             shared_memory=capture.shared_memory,
+            ipc=capture.ipc,
             files=tuple(capture.files),
             memory_bytes=process.memory.content.length + shared,
             pause_s=self.pause,

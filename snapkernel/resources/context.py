@@ -17,11 +17,15 @@ from snapkernel.model import (
     Content,
     Descriptor,
     FileIdentity,
+    IpcNamespace,
     Manifest,
     MemoryPolicy,
+    MessageQueue,
     Note,
     Pipe,
+    PosixQueue,
     Process,
+    SemaphoreSet,
     SharedMemory,
 )
 
@@ -72,9 +76,25 @@ class Capture:
         self.pipe_index: dict[str, int] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
         self.shared_memory: tuple[SharedMemory, ...] = ()
+        self.semaphores: list[SemaphoreSet] = []
+        self.message_queues: list[MessageQueue] = []
+        self.posix_queues: list[PosixQueue] = []
+        self.queue_index: dict[str, int] = {}
         self.policies: dict[int, MemoryPolicy] = {}
         self.files: list[FileIdentity] = []
         self._file_index: dict[str, int] = {}
+
+    @property
+    def ipc(self) -> IpcNamespace | None:
+        """The IPC namespace that a restored process needs, if it needs one of its own."""
+        segments = any(record.segment is not None for record in self.shared_memory)
+        if not (segments or self.semaphores or self.message_queues or self.posix_queues):
+            return None
+        return IpcNamespace(
+            semaphores=tuple(self.semaphores),
+            message_queues=tuple(self.message_queues),
+            posix_queues=tuple(self.posix_queues),
+        )
 
     def refuse(self, object: str, reason: str, remedy: str = "") -> None:
         """This object cannot be saved."""

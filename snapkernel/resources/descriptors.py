@@ -20,6 +20,7 @@ from snapkernel.resources import (
     eventfd,
     inet_socket,
     pipe,
+    posix_queue,
     regular_file,
     signalfd,
     stream,
@@ -30,6 +31,7 @@ from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
 KINDS: tuple[ModuleType, ...] = (
+    posix_queue,
     regular_file,
     device,
     pipe,

@@ -41,7 +41,7 @@ from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import scan_pages
 from snapkernel.model import RUN, Mapping
-from snapkernel.resources import memory_policy, shared_memory, vdso
+from snapkernel.resources import memory_policy, shared_memory, system_v, vdso
 from snapkernel.resources.context import Build, Capture, Fill
 
 # Follow from protection, kind and use of the area.
@@ -122,20 +122,21 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
     if "wf" in flags:
         capture.report(subject, "replaced", "is wiped in a restored copy, as in a forked child")
     file = backing = None
-    if area.inode and named:
+    segment = system_v.is_segment(area.device, area.path)
+    if (area.inode or segment) and named:
         if shared_memory.is_object(capture, area):
             backing = shared_memory.object_of(capture, area)
         else:
             file = capture.file(area.name, area.inode)
             if area.shared and "mw" in flags:
                 _tell_shared(capture, area.name)
-    name = area.name if not area.inode else ""
+    name = area.name if not (area.inode or segment) else ""
     return Mapping(
         start=area.start,
         end=area.end,
         protection=area.protection,
         shared=area.shared,
-        offset=area.offset if area.inode else 0,
+        offset=area.offset if area.inode or segment else 0,
         flags=tuple(
             sorted(
                 KEPT.intersection(flags) | ({"mw"}.intersection(flags) if area.shared else set())

@@ -25,7 +25,7 @@ from snapkernel.constants import (
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space, Words
 from snapkernel.model import Attributes, MemoryLayout, Note
-from snapkernel.resources import attributes
+from snapkernel.resources import attributes, system_v
 from snapkernel.resources.context import Build, Capture
 
 _UNLIMITED = (1 << 64) - 1
@@ -108,7 +108,7 @@ def _refuse_namespaces(capture: Capture) -> None:
     remedy = "run snapkernel inside the same container or namespace"
     for name in _SHARED_NAMESPACES:
         theirs, ours = (os.readlink(f"/proc/{pid}/ns/{name}") for pid in (capture.pid, "self"))
-        if theirs != ours:
+        if theirs != ours and not (name == "ipc" and system_v.is_private(capture.pid)):
             capture.refuse(f"{name} namespace", "is not the one of snapkernel", remedy)
     if os.readlink(f"/proc/{capture.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
         strange = _mounts(capture.pid) ^ _mounts(os.getpid())
@@ -185,6 +185,7 @@ class Settings:
     thp_except_advised: bool
     timer_slack_ns: int
     attributes: Attributes
+    ipc_used: tuple[int, int, int]
 
 
 def capture_settings(agent: Agent) -> Settings:
@@ -195,7 +196,7 @@ def capture_settings(agent: Agent) -> Settings:
     batch.call("prctl", PR_GET_CHILD_SUBREAPER, subreaper)
     huge = batch.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, check=False)
     slack = batch.call("prctl", PR_GET_TIMERSLACK)
-    further = attributes.Question(batch)
+    further, ipc = attributes.Question(batch), system_v.Question(batch)
     agent.run(batch)
     state = max(huge.result or 0, 0)
     return Settings(
@@ -205,6 +206,7 @@ def capture_settings(agent: Agent) -> Settings:
         thp_except_advised=bool(state & _THP_EXCEPT_ADVISED),
         timer_slack_ns=max(slack.result or 0, 0),
         attributes=further.answer(),
+        ipc_used=ipc.answer(),
     )
 
 

@@ -29,9 +29,6 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> RegularFile | Obj
         known = shared_memory.find(
             capture, file.device, file.status.st_ino, file.link.removesuffix(" (deleted)")
         )
-        if known is None:
-            capture.refuse(file.subject, "this kind of memory cannot be saved yet", "close it")
-            return None
         known.link = known.link or f"/proc/self/fd/{file.descriptor}"
         capture.saved(file.subject)
         flags = file.flags & ~shared_memory.WAYS_TO_OPEN

@@ -1,4 +1,5 @@
-"""Objects without a path: shared anonymous memory, memfds (memfd_create(2)), deleted files.
+"""Objects without a path: shared anonymous memory, memfds (memfd_create(2)), deleted files, and
+System V segments (``system_v``).
 
 They show in ``/proc/PID/maps`` as ``NAME (deleted)`` with a device and an inode, by which several
 mappings and descriptors are found to be of the same object. Their content is read while the
@@ -38,9 +39,11 @@ from snapkernel.constants import (
 from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
-from snapkernel.model import Content, Mapping, Note, SharedMemory
+from snapkernel.model import Content, Mapping, Note, Segment, SharedMemory
+from snapkernel.resources import system_v
 from snapkernel.resources.context import Build, Capture, Fill
 from snapkernel.resources.mapped_view import MappedSource, View, look
+from snapkernel.resources.system_v import is_segment
 
 SEAL_SEAL = 1
 _LONGEST_NAME = 249  # memfd_create(2)
@@ -55,6 +58,7 @@ class SharedObject:
         index: into ``Manifest.shared_memory``.
         areas: mappings of it.
         link: where to open it, if the process has it open.
+        id: of a System V segment, with ``size`` and ``segment`` once they are known.
     """
 
     index: int
@@ -62,6 +66,9 @@ class SharedObject:
     name: str
     areas: list[procfs.Area] = field(default_factory=list)
     link: str = ""
+    id: int = 0
+    size: int = 0
+    segment: Segment | None = None
 
     @property
     def extent(self) -> int:
@@ -74,34 +81,41 @@ class SharedObject:
         if self.kind == "anonymous":
             area = self.areas[0]
             return f"shared memory {area.start:#x}-{area.end:#x}"
+        if self.kind == system_v.KIND:
+            return f"System V shared memory {self.id}"
         return f"{self.kind.replace('-', ' ')} {self.name}"
 
 
-def kind_of(path: str) -> tuple[str, str] | None:
-    """Kind and name of an object from how /proc names it; ``None`` for a kind that is refused."""
+def kind_of(device: str, path: str) -> tuple[str, str]:
+    """Kind and name of an object from how /proc names it."""
     if path == "/dev/zero":
         return "anonymous", ""
     if path.startswith("/memfd:"):
         return "memfd", path.removeprefix("/memfd:")
-    if path.startswith("/SYSV"):
-        return None
+    if is_segment(device, path):
+        return system_v.KIND, path
     return "deleted-file", path
 
 
-def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject | None:
+def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject:
     """The object of a mapping or descriptor, made known when it is new."""
-    known = capture.objects.get((device, inode))
+    key = _key(device, inode, path)
+    known = capture.objects.get(key)
     if known is None:
-        kind = kind_of(path)
-        if kind is None:
-            return None
-        known = SharedObject(len(capture.objects), *kind)
-        capture.objects[device, inode] = known
+        known = SharedObject(len(capture.objects), *kind_of(device, path), id=inode)
+        capture.objects[key] = known
     return known
+
+
+def _key(device: str, inode: int, path: str) -> tuple[str, int]:
+    """Ids of segments are another kind of number than inodes, on the same device."""
+    return (system_v.KIND if is_segment(device, path) else device), inode
 
 
 def is_object(capture: Capture, area: procfs.Area) -> bool:
     """An area maps something that has no path. A file may also be *called* ``x (deleted)``."""
+    if is_segment(area.device, area.path):
+        return True
     if not area.inode or not area.name.endswith(" (deleted)"):
         return False
     if (area.device, area.inode) in capture.objects:
@@ -129,21 +143,12 @@ def register(capture: Capture, areas: Sequence[procfs.Area]) -> None:
     """Make the objects of all mappings known."""
     for area in areas:
         if is_object(capture, area) and named_in_utf8(capture, area.name):
-            known = find(capture, area.device, area.inode, area.path)
-            if known is not None:
-                known.areas.append(area)
+            find(capture, area.device, area.inode, area.path).areas.append(area)
 
 
 def object_of(capture: Capture, area: procfs.Area) -> int | None:
     """Index of the object that an area maps."""
     known = find(capture, area.device, area.inode, area.path)
-    if known is None:
-        capture.refuse(
-            f"shared memory {area.path} at {area.start:#x}",
-            "System V shared memory cannot be saved yet",
-            "detach it (shmdt) before the snapshot",
-        )
-        return None
     if capture.target is not None and known.index >= len(capture.shared_memory):
         capture.refuse(known.subject, "was deleted while the snapshot was taken", "try again")
         return None
@@ -196,8 +201,16 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
                 size = view.end
             _tell_unseen(capture, known, view, size)
             content = capture.save(MappedSource(capture, view.pieces), view.runs())
+        if known.segment is not None:
+            size, mode = known.size, known.segment.permissions.mode
         return SharedMemory(
-            kind=known.kind, name=known.name, size=size, seals=seals, mode=mode, content=content
+            kind=known.kind,
+            name=known.name,
+            size=size,
+            seals=seals,
+            mode=mode,
+            content=content,
+            segment=known.segment,
         )
     finally:
         if opened is not None:
@@ -269,6 +282,8 @@ def rebuild(build: Build) -> list[Batch | Fill]:
         if record.kind == "anonymous":
             length = max([length, *(m.offset + m.end - m.start for m in mappings)])
             steps += _anonymous(build, record, mappings, length)
+        elif record.kind == system_v.KIND:
+            steps += system_v.rebuild_segment(build, record, mappings, length)
         else:
             steps += _with_descriptor(build, index, record, mappings, length)
     return steps

@@ -22,6 +22,7 @@ from snapkernel.resources import (
     memory,
     process,
     signals,
+    system_v,
     threads,
     timers,
     vdso,
@@ -113,6 +114,7 @@ def steps(
     yield FillAll(Fill("private memory", build.process.memory.content))
     yield process.rebuild_layout(build)
     yield memory.rebuild_protection(build)
+    yield system_v.rebuild(build)
     yield process.rebuild_attributes(build)
     yield signals.rebuild_actions(build, build.architecture)
     yield descriptors.rebuild_create(build)

@@ -295,7 +295,8 @@ class _Thaw:
         """Everything, until only ``release`` is left. The steps are made while the kernel makes the
         namespaces."""
         self.mark("checked")
-        spawn = Spawn(self.process, self.manifest.clocks, list(self.inherited.values()))
+        streams, ipc = list(self.inherited.values()), self.manifest.ipc is not None
+        spawn = Spawn(self.process, self.manifest.clocks, streams, ipc=ipc)
         try:
             build = Build(self.manifest, self.process, self.architecture, self.inherited)
             base, steps = _steps(build)

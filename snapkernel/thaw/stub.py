@@ -69,14 +69,19 @@ def has_time_namespaces() -> bool:
 class Spawn:
     """A stub that is being made: there is time for other things until it is needed."""
 
-    def __init__(self, process: Process, clocks: Clocks, streams: Sequence[int]) -> None:
-        """Start kernel-init; the clocks in its namespaces go on from ``clocks``."""
+    def __init__(
+        self, process: Process, clocks: Clocks, streams: Sequence[int], *, ipc: bool = False
+    ) -> None:
+        """Start kernel-init; the clocks in its namespaces go on from ``clocks``.
+
+        ``ipc``: there is a new IPC namespace as well.
+        """
         self._own = needs_user_namespace()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(process, clocks, theirs.fileno(), streams, self._own),
+                _command(process, clocks, theirs.fileno(), streams, self._own, ipc),
                 pass_fds=(theirs.fileno(), *streams),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -116,7 +121,7 @@ class Spawn:
 
 
 def _command(
-    process: Process, clocks: Clocks, control: int, streams: Sequence[int], own: bool
+    process: Process, clocks: Clocks, control: int, streams: Sequence[int], own: bool, ipc: bool
 ) -> list[str]:
     command = [str(LIBEXEC / "kernel-init"), "--control", str(control)]
     for name in ("pid", "ppid", "sid", "pgid"):
@@ -129,6 +134,7 @@ def _command(
     if has_time_namespaces():
         command += ["--monotonic", _offset(clocks.monotonic_ns, time.CLOCK_MONOTONIC, "monotonic")]
         command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
+    command += ["--ipc"] if ipc else []
     for stream in sorted(set(streams)):
         command += ["--keep", str(stream)]
     return [*command, str(LIBEXEC / "stub")]

@@ -100,6 +100,15 @@ def differences(manifest: Manifest, held: Held, store: Store) -> list[str]:
     compare("vdso", first.memory.vdso, second.process.memory.vdso)
     _compare_mappings(first, second.process, compare)
     _compare_files(manifest, second, compare)
+    compare("IPC namespace", manifest.ipc, second.capture.ipc)
+    compare(
+        "shared memory",
+        [msgspec.structs.replace(record, content=Content()) for record in manifest.shared_memory],
+        [
+            msgspec.structs.replace(record, content=Content())
+            for record in second.capture.shared_memory
+        ],
+    )
     _compare_memory(manifest, held, second, store, compare)
     return found
 
