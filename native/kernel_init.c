@@ -5,11 +5,11 @@
  *               [--bounding HEX] [--ipc] [--keep FD]... STUB
  *
  * 1. Enters new user (when maps are given), pid, mount and time namespaces.
- * 2. Forks pid 1, which enters a new IPC namespace where that is asked for: only processes of the
- *    new pid namespace are in it. It mounts a /proc of its own and makes the processes that the
- *    restored one remembers: session leader, parent, group leader, each with its old pid
- * (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as ipykernel, find what
- * they expect.
+ * 2. Forks pid 1, which enters a new IPC namespace where that is asked for, so that only processes
+ *    of the new pid namespace are in it. It mounts a /proc of its own and makes the processes that
+ *    the restored one remembers: session leader, parent, group leader, each with its old pid
+ *    (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as ipykernel, find what
+ *    they expect.
  * 3. The last one becomes the stub. Over the control socket, of type SOCK_SEQPACKET with
  *    SO_PASSCRED on the driver's side, pid 1 sends "init" and the stub-to-be "stub", so that the
  *    driver learns both pids in its own namespace (unix(7)); then it waits for one byte and
