@@ -156,6 +156,11 @@ class SharedMemory(Record, frozen=True, kw_only=True):
     content: Content = Content()
     segment: Segment | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.kind == "system-v") != (self.segment is not None):
+            raise ValueError(f"shared memory {self.name} of kind {self.kind}: segment or none")
+
 
 class MemoryPolicy(Record, frozen=True, kw_only=True):
     """Where memory is taken from (set_mempolicy(2)).

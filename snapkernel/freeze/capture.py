@@ -265,7 +265,7 @@ def capture(
             thp_disabled=settings.thp_disabled,
             thp_except_advised=settings.thp_except_advised,
             attributes=settings.attributes,
-            timer_slack_ns=settings.timer_slack_ns,
+            timer_slack_ns=found_threads[0].scheduling.timer_slack_ns or 0,
             oom_score_adj=identity.oom_score_adj,
             stopped=target.stopped,
         ),

@@ -13,13 +13,11 @@ from snapkernel.constants import (
     PR_GET_CHILD_SUBREAPER,
     PR_GET_DUMPABLE,
     PR_GET_THP_DISABLE,
-    PR_GET_TIMERSLACK,
     PR_SET_CHILD_SUBREAPER,
     PR_SET_DUMPABLE,
     PR_SET_MM,
     PR_SET_MM_MAP,
     PR_SET_THP_DISABLE,
-    PR_SET_TIMERSLACK,
     WALL,
 )
 from snapkernel.freeze.agent import Agent
@@ -183,7 +181,6 @@ class Settings:
     child_subreaper: bool
     thp_disabled: bool
     thp_except_advised: bool
-    timer_slack_ns: int
     attributes: Attributes
     ipc_used: tuple[int, int, int]
 
@@ -195,7 +192,6 @@ def capture_settings(agent: Agent) -> Settings:
     subreaper = Space(bytes(4))
     batch.call("prctl", PR_GET_CHILD_SUBREAPER, subreaper)
     huge = batch.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, check=False)
-    slack = batch.call("prctl", PR_GET_TIMERSLACK)
     further, ipc = attributes.Question(batch), system_v.Question(batch)
     agent.run(batch)
     state = max(huge.result or 0, 0)
@@ -204,7 +200,6 @@ def capture_settings(agent: Agent) -> Settings:
         child_subreaper=any(subreaper.data),
         thp_disabled=state > 0,
         thp_except_advised=bool(state & _THP_EXCEPT_ADVISED),
-        timer_slack_ns=max(slack.result or 0, 0),
         attributes=further.answer(),
         ipc_used=ipc.answer(),
     )
@@ -265,8 +260,7 @@ def rebuild_attributes(build: Build) -> Batch:
         batch.call("prctl", PR_SET_CHILD_SUBREAPER, 1)
     if process.thp_disabled:
         flags = _THP_EXCEPT_ADVISED if process.thp_except_advised else 0
-        batch.call("prctl", PR_SET_THP_DISABLE, 1, flags, 0, 0, note="PR_SET_THP_DISABLE")
-    batch.call("prctl", PR_SET_TIMERSLACK, process.timer_slack_ns)
+        batch.call("prctl", PR_SET_THP_DISABLE, 1, flags, 0, 0, optional="PR_SET_THP_DISABLE")
     attributes.rebuild(batch, process.attributes)
     return batch
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 from snapkernel import procfs
 from snapkernel.arch import Architecture
 from snapkernel.constants import MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE
-from snapkernel.errors import TargetError
 from snapkernel.freeze.agent import PAGE, Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space
 from snapkernel.model import (
@@ -54,7 +53,6 @@ _MSG_NOERROR, _MSG_COPY = 0o10000, 0o40000  # COPY: Linux 3.8, CONFIG_CHECKPOINT
 _SHM_DEST, _SHM_LOCKED = 0o1000, 0o2000  # in the mode
 _OWNER = 0o600
 _INFO = 112  # bytes, more than struct shm_info, seminfo and msginfo have
-_REMEDY = "/proc/sys/kernel/{}_next_id: Linux 5.16 lets users who are not root write it"
 
 
 @cache
@@ -159,12 +157,9 @@ def capture(
 ) -> Attached:
     """Find the process's objects; ``pid`` is as it sees itself. What it has not attached is
     attached meanwhile, to be read with all shared memory.
-
-    Raises:
-        TargetError: an attached segment is gone.
     """
     attached = Attached()
-    if not any(used):
+    if not any(used) and not any(_segments(capture)):
         return attached
     found = _Found(capture, agent, architecture, pid, lives_apart(capture.pid))
     found.look(used)
@@ -241,7 +236,8 @@ class _Found:
                 locked=bool(mode & _SHM_LOCKED),
             )
         for known in there.values():
-            raise TargetError(known.subject, "is not in the process's IPC namespace")
+            reason = "is of another IPC namespace than the process is in now"
+            self.capture.refuse(known.subject, reason, "detach it (shmdt)")
 
     def _attach(self, known: SharedObject, size: int, attached: Attached) -> None:
         batch = Batch("attach System V shared memory to read it")
@@ -336,13 +332,16 @@ def _permissions(fields: tuple[int, ...]) -> Permissions:
 # --- rebuild -----------------------------------------------------------------------------------
 
 
-def _choose_id(batch: Batch, kind: str, number: int) -> None:
-    """The next object of this kind gets this id, which is then checked."""
-    path, note = f"/proc/sys/kernel/{kind}_next_id", _REMEDY.format(kind)
+def _choose_id(batch: Batch, kind: str, number: int, subject: str) -> str:
+    """The next object of this kind gets this id; returns how to name it if it gets another one.
+
+    Where that cannot be asked for, the first objects of a new namespace may have the right ids."""
+    path = f"/proc/sys/kernel/{kind}_next_id"
     file, text = Cell("next_id"), b"%d" % number
-    batch.call("openat", AT_FDCWD, path.encode() + b"\0", os.O_WRONLY, store=file, note=note)
-    batch.call("write", file, text, len(text), expect=len(text), note=note)
-    batch.call("close", file)
+    batch.call("openat", AT_FDCWD, path.encode() + b"\0", os.O_WRONLY, store=file, check=False)
+    batch.call("write", file, text, len(text), check=False)
+    batch.call("close", file, check=False)
+    return f"{subject} (before Linux 5.16 only root can choose ids)"
 
 
 def _set(
@@ -363,17 +362,16 @@ def rebuild_segment(
 ) -> list[Batch | Fill]:
     """Make a segment, fill it through an attachment of our own, and attach it where it was."""
     segment = record.segment
-    if segment is None:
-        raise ValueError(f"{record.name} has no id")
+    assert segment is not None
     note = f"System V shared memory {segment.id}"
     key = segment.permissions.key
     others = (o.segment for o in build.manifest.shared_memory if o.segment not in (None, segment))
     if segment.removed and any(o is not None and o.permissions.key == key for o in others):
         key = _IPC_PRIVATE  # another one has its key since
     make = Batch(f"make {note}")
-    _choose_id(make, "shm", segment.id)
+    new = _choose_id(make, "shm", segment.id, note)
     flags = _IPC_CREAT | _IPC_EXCL | _OWNER | segment.permissions.mode
-    make.call("shmget", key & 0xFFFFFFFF, record.size, flags, expect=segment.id, note=note)
+    make.call("shmget", key & 0xFFFFFFFF, record.size, flags, expect=segment.id, note=new)
     make.call("shmat", segment.id, build.hole, 0, note=note)
     place = Batch(f"attach {note}")
     writable = [m for m in mappings if "mw" in m.flags]
@@ -409,10 +407,10 @@ def rebuild(build: Build) -> Batch:
     ipc = build.manifest.ipc or IpcNamespace()
     for record in ipc.semaphores:
         note, p = f"System V semaphores {record.id}", record.permissions
-        _choose_id(batch, "sem", record.id)
+        new = _choose_id(batch, "sem", record.id, note)
         flags = _IPC_CREAT | _IPC_EXCL | _OWNER | p.mode
         count = len(record.values)
-        batch.call("semget", p.key & 0xFFFFFFFF, count, flags, expect=record.id, note=note)
+        batch.call("semget", p.key & 0xFFFFFFFF, count, flags, expect=record.id, note=new)
         values = struct.pack(f"={count}H", *record.values)
         batch.call("semctl", record.id, 0, _SEM_SETALL, values, note=note)
         _set(batch, build, "sem", record.id, p, note)
@@ -423,9 +421,9 @@ def rebuild(build: Build) -> Batch:
 
 def _rebuild_queue(build: Build, batch: Batch, record: MessageQueue) -> None:
     note, p = f"System V message queue {record.id}", record.permissions
-    _choose_id(batch, "msg", record.id)
+    new = _choose_id(batch, "msg", record.id, note)
     flags = _IPC_CREAT | _IPC_EXCL | _OWNER | p.mode
-    batch.call("msgget", p.key & 0xFFFFFFFF, flags, expect=record.id, note=note)
+    batch.call("msgget", p.key & 0xFFFFFFFF, flags, expect=record.id, note=new)
 
     def limit(mode: int) -> None:
         words = (p.key, p.uid, p.gid, p.uid, p.gid, mode, 0, 0, record.most_bytes, 0, 0)
