@@ -2,6 +2,9 @@
 # make test    run the tests
 # make bench   run the benchmarks: a table and a plot in benchmarks/results/
 # make lint    check style, types and formatting
+# make soak    take two processes through hundreds of generations, and print what they hold
+# make fuzz    feed wrong bytes to every reader, for longer than the tests do
+# make conformance   make docs/conformance.md anew
 # make clean   remove everything that these targets made
 #
 # Everything happens in a virtual environment, .venv, which the targets make. PYTHON chooses the
@@ -17,7 +20,7 @@ sources := pyproject.toml CMakeLists.txt README.md LICENSE \
            $(shell find snapkernel native arch -type f ! -name '*.pyc')
 c_files := $(shell find native arch -name '*.[ch]')
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint soak fuzz conformance clean
 
 demo: $(VENV)/installed-benchmark
 	$(VENV)/bin/python notebooks/demo.py
@@ -35,6 +38,15 @@ lint: $(VENV)/installed-lint
 	$(VENV)/bin/ruff format --check .
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p snapkernel
 	$(VENV)/bin/clang-format --dry-run -Werror $(c_files)
+
+soak: $(VENV)/installed-test,torch
+	SNAPKERNEL_SOAK=500 PYTHONSAFEPATH=1 $(VENV)/bin/pytest -s tests/soak
+
+fuzz: $(VENV)/installed-test,torch
+	SNAPKERNEL_FUZZ=20 PYTHONSAFEPATH=1 $(VENV)/bin/pytest --timeout=3000 tests/fuzz
+
+conformance: $(VENV)/installed-test,torch
+	PYTHONSAFEPATH=1 $(VENV)/bin/python tests/support/conformance_table.py
 
 clean:
 	rm -rf $(VENV) build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -210,8 +210,9 @@ __attribute__((noreturn)) static void run_init(void) {
     fail("setsid");
   if (want.ipc && unshare(CLONE_NEWIPC))
     fail("new IPC namespace");
-  if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
-    fail("make mounts private");
+  /* What the host mounts and unmounts later goes for this namespace too, and not the other way. */
+  if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
+    fail("keep mounts to ourselves");
   if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
     fail("mount /proc");
   if (write(control, "init", 4) != 4)

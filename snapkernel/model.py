@@ -31,7 +31,10 @@ ADDRESSES = 1 << 64
 _FEWEST_REGISTERS = 16 * 8
 """Bytes: no 64-bit architecture has fewer registers than sixteen."""
 
-Natural = Annotated[int, msgspec.Meta(ge=0)]
+SIGCHLD = 17
+"""What a parent is sent when a child ends, on every architecture here (signal(7))."""
+
+Natural = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """A number below 2**63: msgspec cannot check larger ones against a bound."""
 
 Word = int
@@ -144,6 +147,7 @@ class SharedMemory(Record, frozen=True, kw_only=True):
         size: bytes.
         seals: ``F_GET_SEALS`` of a memfd.
         mode: permission bits of a deleted file or memfd.
+        linkable: a deleted file that never had a name (O_TMPFILE), and may be given one.
         content: its bytes.
         segment: of a System V segment.
     """
@@ -153,6 +157,7 @@ class SharedMemory(Record, frozen=True, kw_only=True):
     size: Natural
     seals: Natural = 0
     mode: Natural = 0
+    linkable: bool = False
     content: Content = Content()
     segment: Segment | None = None
 
@@ -234,6 +239,9 @@ class Vdso(Record, frozen=True, kw_only=True):
     text_start: Natural
     text: bytes
     parts: tuple[tuple[str, Natural, Natural], ...]
+
+
+FutureLocks = Literal["no", "at once", "on fault"]
 
 
 class AddressSpace(Record, frozen=True, kw_only=True):
@@ -376,49 +384,74 @@ class PosixTimer(Record, frozen=True, kw_only=True):
 # --- descriptors -------------------------------------------------------------------------------
 
 
+OwnerKind = Literal["thread", "process", "group"]
+
+
+class FileOwner(Record, frozen=True, kw_only=True):
+    """Who is told, by a signal, that a file is ready (fcntl(2), F_SETOWN_EX).
+
+    Attributes:
+        kind: what ``id`` is: a tid, a pid or the number of a process group.
+        id: as the process sees it; 0 is nobody.
+        signal: ``F_SETSIG``; 0 is SIGIO.
+    """
+
+    kind: OwnerKind = "process"
+    id: Pid = 0
+    signal: Annotated[int, msgspec.Meta(ge=0, le=127)] = 0
+
+
 class Description(Record, frozen=True, kw_only=True, tag_field="kind"):
     """Base of open file descriptions (open(2)).
 
     Attributes:
         flags: file status flags, without ``O_CLOEXEC``.
+        owner: who is told when it is ready.
     """
 
     flags: Natural = 0
+    owner: FileOwner | None = None
 
 
-LockKind = Literal["flock", "posix", "ofd"]
+LockKind = Literal["flock", "posix", "ofd", "lease"]
 
 
 class FileLock(Record, frozen=True, kw_only=True):
     """A lock on a file.
 
     Attributes:
-        kind: ``flock`` (flock(2), the whole file), ``posix`` (fcntl(2), F_SETLK, of the process)
-            or ``ofd`` (F_OFD_SETLK, of the description).
+        kind: ``flock`` (flock(2), the whole file), ``posix`` (fcntl(2), F_SETLK, of the process),
+            ``ofd`` (F_OFD_SETLK, of the description) or ``lease`` (F_SETLEASE, the whole file).
         write: exclusive, not shared.
         start: first byte.
         end: last byte; ``None`` is the end of the file, wherever that is.
+        owner: pid of the process that has a ``posix`` lock.
     """
 
     kind: LockKind
     write: bool
     start: Natural = 0
     end: Natural | None = None
+    owner: Natural = 0
 
 
 class RegularFile(Description, frozen=True, kw_only=True, tag="file"):
     """A file or directory that is opened again by its path.
 
     Attributes:
-        position: file offset.
+        position: file offset; of a directory, a place that only its file system understands.
         file: what it was.
         directory: it is a directory.
+        inode: of a directory, to which the position belongs.
         locks: taken through this description.
     """
+
+    WORDS = ("inode",)
 
     position: Natural = 0
     file: FileIdentity
     directory: bool = False
+    inode: Word = 0
     locks: tuple[FileLock, ...] = ()
 
 
@@ -438,11 +471,31 @@ class CharacterDevice(Description, frozen=True, kw_only=True, tag="device"):
     device: Natural
 
 
+class PathDescriptor(Description, frozen=True, kw_only=True, tag="path"):
+    """A place in the file system that was not opened: O_PATH (open(2))."""
+
+    path: str
+
+
 class PipeEnd(Description, frozen=True, kw_only=True, tag="pipe"):
     """One end of ``Manifest.pipes[pipe]``."""
 
     pipe: Natural
     writable: bool
+
+
+class FifoEnd(Description, frozen=True, kw_only=True, tag="fifo"):
+    """One end of a FIFO (fifo(7)).
+
+    Attributes:
+        pipe: index into ``Manifest.pipes``.
+        path: where it stands.
+        unwritten: it is read from, and its first writer has not come yet.
+    """
+
+    pipe: Natural
+    path: str
+    unwritten: bool = False
 
 
 class Stream(Description, frozen=True, kw_only=True, tag="stream"):
@@ -455,6 +508,12 @@ class Stream(Description, frozen=True, kw_only=True, tag="stream"):
 
     stream: Annotated[int, msgspec.Meta(ge=0, le=2)]
     was: str
+
+
+class PidDescriptor(Description, frozen=True, kw_only=True, tag="pidfd"):
+    """pidfd_open(2) of ``pid``, a process of the snapshot."""
+
+    pid: Pid
 
 
 class EventDescriptor(Description, frozen=True, kw_only=True, tag="eventfd"):
@@ -494,6 +553,30 @@ class TimerDescriptor(Description, frozen=True, kw_only=True, tag="timerfd"):
     interval: Natural = 0
 
 
+MOST_WATCHES = 1 << 16
+"""The highest number of an inotify watch that is restored, by counting up to it."""
+
+
+class InotifyWatch(Record, frozen=True, kw_only=True):
+    """What inotify_add_watch(2) was told.
+
+    Attributes:
+        number: of the watch, from 1 on.
+        path: of the file or directory.
+        mask: ``IN_*`` bits.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=1, le=MOST_WATCHES)]
+    path: str
+    mask: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+
+
+class Inotify(Description, frozen=True, kw_only=True, tag="inotify"):
+    """inotify(7), without waiting events."""
+
+    watches: tuple[InotifyWatch, ...] = ()
+
+
 class SignalDescriptor(Description, frozen=True, kw_only=True, tag="signalfd"):
     """signalfd(2)."""
 
@@ -502,21 +585,131 @@ class SignalDescriptor(Description, frozen=True, kw_only=True, tag="signalfd"):
     mask: Word
 
 
+class UnixName(Record, frozen=True, kw_only=True):
+    """What a unix(7) socket is bound to.
+
+    Attributes:
+        name: ``sun_path`` without the zero byte at its end; an abstract name begins with one.
+        file: a path that led to the socket; else the name is abstract, or its file is gone.
+        mode: permission bits of the file.
+        owner: user and group of the file.
+        directory: the working directory, when the path is relative.
+    """
+
+    name: Annotated[bytes, msgspec.Meta(min_length=1, max_length=108)]
+    file: bool = False
+    mode: Natural = 0
+    owner: tuple[Natural, Natural] = (0, 0)
+    directory: str = ""
+
+    def __post_init__(self) -> None:
+        Record.__post_init__(self)
+        if self.name[0] and 0 in self.name:
+            raise ValueError(f"{self.name!r} cannot be the name of a socket")
+        if "\0" in self.directory:
+            raise ValueError(f"{self.directory!r} cannot be a directory")
+
+
+class UnixMessage(Record, frozen=True, kw_only=True):
+    """A message in the queue of a unix socket, with what came along.
+
+    Attributes:
+        data: its bytes.
+        rights: indices of the descriptions on their way in it (SCM_RIGHTS).
+        sender: name of the datagram socket that it came from.
+    """
+
+    data: bytes
+    rights: tuple[Natural, ...] = ()
+    sender: bytes = b""
+
+
+UnixQueue = tuple[bytes | UnixMessage, ...]
+"""Messages in order; one that is nothing but bytes is these."""
+
+
 class UnixSocket(Description, frozen=True, kw_only=True, tag="unix"):
-    """One end of an unnamed pair of unix(7) sockets.
+    """A stream or seqpacket socket that is connected, was, or can be.
 
     Attributes:
         type: ``SOCK_*``.
+        connected: it has been, though its peer may be gone.
         peer: index of the description of the other end, ``None`` when it is closed.
-        queue: messages to be read from this end.
+        name: what it is bound to.
+        accepted: it came from accept(2), and has its name from the listener.
+        peer_name: name of a peer that is closed.
+        reset: the peer was closed with something unread: the next read says ECONNRESET.
+        queue: what is to be read from it. Of a stream, a ``UnixMessage`` ends where descriptors
+            that came with it end.
         shutdown: bit 0 no more reading, bit 1 no more writing.
         options: ``(level, option, value)``.
     """
 
     type: Natural
+    connected: bool = True
     peer: Natural | None = None
-    queue: tuple[bytes, ...] = ()
+    name: UnixName | None = None
+    accepted: bool = False
+    peer_name: bytes = b""
+    reset: bool = False
+    queue: UnixQueue = ()
     shutdown: Natural = 0
+    options: tuple[tuple[int, int, bytes], ...] = ()
+
+
+class UnixListener(Description, frozen=True, kw_only=True, tag="unix-listener"):
+    """A stream or seqpacket socket that listens.
+
+    Attributes:
+        pending: indices of the sockets of the snapshot that have connected and were not accepted.
+    """
+
+    type: Natural
+    name: UnixName
+    backlog: Natural
+    pending: tuple[Natural, ...] = ()
+    shutdown: Natural = 0
+    options: tuple[tuple[int, int, bytes], ...] = ()
+
+
+class UnixDatagram(Description, frozen=True, kw_only=True, tag="unix-datagram"):
+    """A datagram socket.
+
+    Attributes:
+        connected: to a socket; ``peer`` is its index, ``peer_name`` the name of one that is not in
+            the snapshot. Neither: it is closed.
+        queue: ``UnixMessage`` where a message has a sender's name or descriptors.
+    """
+
+    connected: bool = False
+    peer: Natural | None = None
+    peer_name: bytes = b""
+    name: UnixName | None = None
+    queue: UnixQueue = ()
+    shutdown: Natural = 0
+    options: tuple[tuple[int, int, bytes], ...] = ()
+
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class InetSocket(Description, frozen=True, kw_only=True, tag="inet"):
+    """A UDP socket, or a TCP socket that is bound and no more.
+
+    Attributes:
+        type: ``SOCK_*``.
+        address: numeric, with a scope's name (``fe80::1%eth0``) where it has one.
+        port: 0 when it is not bound.
+        peer: address and port that it is connected to.
+        memberships: multicast groups, each with the name of the interface.
+    """
+
+    family: Natural
+    type: Natural
+    address: str
+    port: Port = 0
+    peer: tuple[str, Port] | None = None
+    memberships: tuple[tuple[str, str], ...] = ()
     options: tuple[tuple[int, int, bytes], ...] = ()
 
 
@@ -554,13 +747,20 @@ AnyDescription = (
     RegularFile
     | ObjectFile
     | CharacterDevice
+    | PathDescriptor
     | PipeEnd
+    | FifoEnd
     | Stream
+    | PidDescriptor
     | EventDescriptor
     | Epoll
     | TimerDescriptor
     | SignalDescriptor
+    | Inotify
     | UnixSocket
+    | UnixListener
+    | UnixDatagram
+    | InetSocket
     | TcpListener
     | ClosedSocket
     | PosixMessageQueue
@@ -645,6 +845,7 @@ class Process(Record, frozen=True, kw_only=True):
 
     Attributes:
         pid: as the process itself saw it; so are ``ppid``, ``pgid`` and ``sid``. 0 is outside.
+        exit_signal: what its parent is sent when it ends (clone(2)).
         executable: path of ``/proc/PID/exe``.
         arguments: the command line, for the reader (it is in the memory as well).
         working_directory: path.
@@ -661,6 +862,7 @@ class Process(Record, frozen=True, kw_only=True):
         oom_score_adj: proc(5).
         timer_slack_ns: ``PR_GET_TIMERSLACK`` of the main thread.
         attributes: further settings.
+        locks_future_memory: MCL_FUTURE of mlockall(2), without or with MCL_ONFAULT.
         stopped: signal of a group stop, 0 when running.
     """
 
@@ -668,6 +870,7 @@ class Process(Record, frozen=True, kw_only=True):
     ppid: Pid
     pgid: Pid
     sid: Pid
+    exit_signal: Natural = SIGCHLD
     executable: str
     file: Natural
     arguments: tuple[str, ...]
@@ -689,7 +892,27 @@ class Process(Record, frozen=True, kw_only=True):
     oom_score_adj: int = 0
     timer_slack_ns: Natural = 50_000
     attributes: Attributes = Attributes()
+    locks_future_memory: FutureLocks = "no"
     stopped: Natural = 0
+
+
+class Zombie(Record, frozen=True, kw_only=True):
+    """A process that has ended, and whose parent has not waited for it.
+
+    Attributes:
+        pid: as the process itself saw it; so are ``ppid``, ``pgid`` and ``sid``.
+        status: as of waitpid(2).
+        exit_signal: as of a process.
+        name: of its program, for the reader.
+    """
+
+    pid: Pid
+    ppid: Pid
+    pgid: Pid
+    sid: Pid
+    status: Natural
+    exit_signal: Natural = SIGCHLD
+    name: str = ""
 
 
 class Clocks(Record, frozen=True, kw_only=True):
@@ -796,6 +1019,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         name: given by the user, may be empty.
         created: ISO 8601, UTC.
         mode: ``live`` or ``stop``.
+        processes: every parent before its children; the first is an ancestor of all.
+        zombies: descendants that have ended.
         packs: names of the packs that hold the chunks.
         memory_bytes: bytes of process memory that the snapshot holds.
         stored_bytes: bytes that it added to the store, packs and index.
@@ -812,6 +1037,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     host: Host
     clocks: Clocks
     processes: tuple[Process, ...]
+    zombies: tuple[Zombie, ...] = ()
     descriptions: tuple[AnyDescription, ...] = ()
     pipes: tuple[Pipe, ...] = ()
     shared_memory: tuple[SharedMemory, ...] = ()
@@ -826,8 +1052,7 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raise ValueError for what no process can be: a store is untrusted input."""
-        if not self.processes:
-            raise ValueError("it has no process")
+        self._check_tree()
         for description in self.descriptions:
             self._check_description(description)
         for process in self.processes:
@@ -839,17 +1064,38 @@ class Manifest(Record, frozen=True, kw_only=True):
             self._check_memory(what, process.memory)
             self._check_threads(what, process)
 
+    def _check_tree(self) -> None:
+        if not self.processes:
+            raise ValueError("it has no process")
+        pids = [process.pid for process in self.processes]
+        tids = [thread.tid for process in self.processes for thread in process.threads]
+        if len(set(tids)) != len(tids):
+            raise ValueError("two threads have the same id")
+        for position, process in enumerate(self.processes[1:], 1):
+            if process.ppid not in pids[:position]:
+                raise ValueError(f"process {process.pid}: its parent is not before it")
+        for zombie in self.zombies:
+            if zombie.ppid not in pids or zombie.pid in tids:
+                raise ValueError(f"zombie {zombie.pid}: has no parent, or is somebody else")
+
     def _check_description(self, description: AnyDescription) -> None:
         match description:
             case ObjectFile(object=number):
                 _index("shared object of a descriptor", number, self.shared_memory)
-            case PipeEnd(pipe=number):
+            case PipeEnd(pipe=number) | FifoEnd(pipe=number):
                 _index("pipe of a descriptor", number, self.pipes)
             case PosixMessageQueue(queue=number):
                 queues = () if self.ipc is None else self.ipc.posix_queues
                 _index("message queue of a descriptor", number, queues)
-            case UnixSocket(peer=int(number)):
-                _index("peer of a socket", number, self.descriptions)
+            case UnixSocket() | UnixDatagram():
+                if description.peer is not None:
+                    _index("peer of a socket", description.peer, self.descriptions)
+                for message in description.queue:
+                    for number in message.rights if isinstance(message, UnixMessage) else ():
+                        _index("descriptor on its way", number, self.descriptions)
+            case UnixListener(pending=pending):
+                for number in pending:
+                    _index("pending connection", number, self.descriptions)
             case Epoll(targets=targets):
                 for target in targets:
                     _index("watched by epoll", target.description, self.descriptions)

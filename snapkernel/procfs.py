@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple
 
 from snapkernel.errors import TargetError
 
@@ -34,9 +35,28 @@ def text(path: str) -> str:
     return os.fsdecode(read(path))
 
 
+@contextmanager
+def understood(object: str) -> Iterator[None]:
+    """What is parsed in the block says what this version knows.
+
+    Raises:
+        TargetError: it does not; ``object`` names what it was about.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, OverflowError, struct.error) as error:
+        reason = f"the kernel describes it in an unknown way ({type(error).__name__}: {error})"
+        raise TargetError(object, reason, "upgrade snapkernel") from error
+
+
 def available_memory() -> int:
     """Bytes that can be had without swapping, MemAvailable of ``/proc/meminfo`` (Linux 3.14)."""
     return int(text("/proc/meminfo").partition("MemAvailable:")[2].split()[0]) << 10
+
+
+def free_swap() -> int:
+    """Bytes of swap that are free, SwapFree of ``/proc/meminfo``."""
+    return int(text("/proc/meminfo").partition("SwapFree:")[2].split()[0]) << 10
 
 
 def status(pid: int, tid: int | None = None) -> dict[str, str]:
@@ -73,7 +93,19 @@ def innermost(ids: str) -> int:
 def inner_tid(pid: int, tid: int) -> int:
     """The id of a thread as it sees it itself (pid_namespaces(7))."""
     status = read(f"/proc/{pid}/task/{tid}/status")
-    return int(status.partition(b"\nNSpid:")[2].split(b"\n", 1)[0].split()[-1])
+    with understood(f"thread {tid}"):
+        return int(status.partition(b"\nNSpid:")[2].split(b"\n", 1)[0].split()[-1])
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, and theirs, and so on; every parent before its children."""
+    found = [pid]
+    for one in found:
+        try:
+            found += [child for child in children(one) if child not in found]
+        except OSError:
+            continue  # it has ended meanwhile
+    return found[1:]
 
 
 def children(pid: int) -> list[int]:
@@ -130,10 +162,14 @@ class Area(NamedTuple):
         return self.name.removesuffix(" (deleted)")
 
 
-_AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (\S+) (\d+) *(.*)")
+_AREA = re.compile(
+    r"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][sp]) ([0-9a-f]+) ([0-9a-f:]+) ([0-9]+) *(.*)"
+)
 
 
-def _area(match: re.Match[str]) -> Area:
+def _area(match: re.Match[str] | None, line: str) -> Area:
+    if match is None:
+        raise ValueError(f"{line[:80]!a} is no mapping")
     start, end, permissions, offset, device, inode, name = match.groups()
     name = name.replace("\\012", "\n")
     return Area(
@@ -142,8 +178,13 @@ def _area(match: re.Match[str]) -> Area:
 
 
 def areas(maps: str) -> list[Area]:
-    """Parse the text of ``maps``."""
-    return [_area(match) for line in maps.split("\n") if (match := _AREA.fullmatch(line))]
+    """Parse the text of ``maps``.
+
+    Raises:
+        TargetError: a line is none of ``maps``.
+    """
+    with understood("memory mappings"):
+        return [_area(_AREA.fullmatch(line), line) for line in maps.split("\n") if line]
 
 
 def areas_with_flags(smaps: str) -> Iterator[tuple[Area, tuple[str, ...]]]:
@@ -154,7 +195,42 @@ def areas_with_flags(smaps: str) -> Iterator[tuple[Area, tuple[str, ...]]]:
             if area is not None:
                 yield area, tuple(line.split()[1:])
         elif match := _AREA.fullmatch(line):
-            area = _area(match)
+            area = _area(match, line)
+
+
+class Mount(NamedTuple):
+    """A line of ``/proc/PID/mountinfo``.
+
+    Attributes:
+        device: as in ``maps``.
+        root: what of the file system is mounted.
+        place: where, with blanks and the like as octal numbers.
+        kind: of the file system.
+    """
+
+    device: str
+    root: str
+    place: str
+    kind: str
+
+
+def mounts(pid: int) -> list[Mount]:
+    """The mounts that a process sees.
+
+    Raises:
+        TargetError: a line is none of ``mountinfo``.
+    """
+    with understood(f"mounts of process {pid}"):
+        lines = text(f"/proc/{pid}/mountinfo").split("\n")
+        return [_mount(line) for line in lines if line]
+
+
+def _mount(line: str) -> Mount:
+    # Places may have any other characters, also such that str.split takes for blanks or ends.
+    _, _, device, root, place, *_ = line.split(" ")
+    major, minor = map(int, device.split(":"))
+    kind, *_ = line.partition(" - ")[2].split(" ")
+    return Mount(f"{major:02x}:{minor:02x}", root, place, kind)
 
 
 def descriptor_info(pid: int, fd: int) -> dict[str, str]:
@@ -187,11 +263,12 @@ def limits(pid: int) -> dict[int, tuple[int, int]]:
         "Max realtime timeout": 15,
     }
     found = {}
-    for line in text(f"/proc/{pid}/limits").split("\n")[1:]:
-        name, values = line[:26].strip(), line[26:].split()
-        if name in numbers:
-            soft, hard = (-1 if word == "unlimited" else int(word) for word in values[:2])
-            found[numbers[name]] = (soft, hard)
+    with understood(f"limits of process {pid}"):
+        for line in text(f"/proc/{pid}/limits").split("\n")[1:]:
+            name, values = line[:26].strip(), line[26:].split()
+            if name in numbers:
+                soft, hard = (-1 if word == "unlimited" else int(word) for word in values[:2])
+                found[numbers[name]] = (soft, hard)
     return found
 
 
@@ -201,38 +278,49 @@ def build_id(path: str) -> str:
     Reads the notes of the program headers (elf(5)).
     """
     try:
-        with Path(path).open("rb") as file:
-            header = file.read(64)
-            if header[:4] != b"\x7fELF":
-                return ""
-            wide, order = header[4] == 2, "little" if header[5] == 1 else "big"
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            return _build_id(file)
+    except (OSError, OverflowError, ValueError):
+        return ""
 
-            def number(data: bytes, offset: int, size: int) -> int:
-                return int.from_bytes(data[offset : offset + size], order)  # type: ignore[arg-type]
 
-            table = number(header, 32, 8) if wide else number(header, 28, 4)
-            size = number(header, 54 if wide else 42, 2)
-            count = number(header, 56 if wide else 44, 2)
-            file.seek(table)
-            for entry in (file.read(size) for _ in range(count)):
-                if number(entry, 0, 4) != 4:  # PT_NOTE
-                    continue
-                at, length = (
-                    (number(entry, 8, 8), number(entry, 32, 8))
-                    if wide
-                    else (number(entry, 4, 4), number(entry, 16, 4))
-                )
-                back = file.tell()
-                file.seek(at)
-                notes = file.read(min(length, 4096))
-                file.seek(back)
-                offset = 0
-                while offset + 12 <= len(notes):
-                    names, words, kind = (number(notes, offset + 4 * i, 4) for i in range(3))
-                    start = offset + 12 + (names + 3 & ~3)
-                    if kind == 3 and notes[offset + 12 : offset + 16] == b"GNU\0":
-                        return notes[start : start + words].hex()
-                    offset = start + (words + 3 & ~3)
-    except OSError:
-        pass
+_MOST_NOTES = 4096
+
+
+def _build_id(file: BinaryIO) -> str:
+    header = file.read(64)
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return ""
+    wide, order = header[4] == 2, "<" if header[5] == 1 else ">"
+    # Program headers: where they are, their size and number; of each its type, offset and size.
+    (table,) = struct.unpack_from(f"{order}Q" if wide else f"{order}I", header, 32 if wide else 28)
+    size, count = struct.unpack_from(f"{order}HH", header, 54 if wide else 42)
+    layout = struct.Struct(f"{order}I4xQ16xQ" if wide else f"{order}II8xI")
+    for number in range(count if size >= layout.size else 0):
+        file.seek(table + number * size)
+        entry = file.read(layout.size)
+        if len(entry) < layout.size:
+            return ""
+        kind, at, length = layout.unpack(entry)
+        if kind != _PT_NOTE:
+            continue
+        file.seek(at)
+        found = _build_id_note(file.read(min(length, _MOST_NOTES)), order)
+        if found:
+            return found
+    return ""
+
+
+_PT_NOTE, _NT_GNU_BUILD_ID = 4, 3
+
+
+def _build_id_note(notes: bytes, order: str) -> str:
+    offset = 0
+    while offset + 12 <= len(notes):
+        names, words, kind = struct.unpack_from(f"{order}3I", notes, offset)
+        start = offset + 12 + (names + 3 & ~3)
+        if kind == _NT_GNU_BUILD_ID and notes[offset + 12 : offset + 16] == b"GNU\0":
+            return notes[start : start + words].hex()
+        offset = start + (words + 3 & ~3)
     return ""

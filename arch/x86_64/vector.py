@@ -80,6 +80,10 @@ def _in_use(fxsave: bytes) -> int:
 
 def set(tid: int, components: Mapping[str, bytes]) -> None:
     """Lay the components out for this processor and load them."""
+    unknown = components.keys() - {"fxsave", *COMPONENTS.values()}
+    if unknown or len(components.get("fxsave", b"")) != _LEGACY:
+        reason = f"has the unknown vector state {', '.join(sorted(unknown)) or 'fxsave'}"
+        raise CannotRestore(f"thread {tid}", reason, "upgrade snapkernel")
     present = _read(tid)
     area = bytearray(len(present))
     area[_LEGACY:_HEADER] = present[_LEGACY:_HEADER]

@@ -79,14 +79,14 @@ long sk_robust_list(int tid, uint64_t head_and_length[2]) {
   return result;
 }
 
-long sk_kcmp_file(int pid, int fd1, int fd2) {
-  return checked(syscall(SYS_kcmp, pid, pid, KCMP_FILE, (long)fd1, (long)fd2));
+long sk_kcmp_file(int pid1, int fd1, int pid2, int fd2) {
+  return checked(syscall(SYS_kcmp, pid1, pid2, KCMP_FILE, (long)fd1, (long)fd2));
 }
 
-long sk_kcmp_epoll(int pid, int fd, int epoll_fd, int target, int offset) {
+long sk_kcmp_epoll(int pid1, int fd, int pid2, int epoll_fd, int target, int offset) {
   struct kcmp_epoll_slot slot = {
       .efd = (uint32_t)epoll_fd, .tfd = (uint32_t)target, .toff = (uint32_t)offset};
-  return checked(syscall(SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, (long)fd, &slot));
+  return checked(syscall(SYS_kcmp, pid1, pid2, KCMP_EPOLL_TFD, (long)fd, &slot));
 }
 
 long sk_pidfd_getfd(int pidfd, int fd) { return checked(syscall(SYS_pidfd_getfd, pidfd, fd, 0)); }

@@ -29,12 +29,12 @@ long sk_wait(int tid, int nohang, int *status);
 /* get_robust_list(2) of another thread. */
 long sk_robust_list(int tid, uint64_t head_and_length[2]);
 
-/* kcmp(2) of two descriptors of one process: 0 when they share a description. */
-long sk_kcmp_file(int pid, int fd1, int fd2);
+/* kcmp(2) of two descriptors, each of a process: 0 when they share a description. */
+long sk_kcmp_file(int pid1, int fd1, int pid2, int fd2);
 
-/* kcmp(2) KCMP_EPOLL_TFD (Linux 4.13): 0 when descriptor `fd` is what epoll `epoll_fd` watches
- * as number `target`, `offset` counting the registrations of equal number. */
-long sk_kcmp_epoll(int pid, int fd, int epoll_fd, int target, int offset);
+/* kcmp(2) KCMP_EPOLL_TFD (Linux 4.13): 0 when descriptor `fd` of pid1 is what epoll `epoll_fd` of
+ * pid2 watches as the `offset`-th registration of the number `target`. */
+long sk_kcmp_epoll(int pid1, int fd, int pid2, int epoll_fd, int target, int offset);
 
 /* pidfd_getfd(2) (Linux 5.6). */
 long sk_pidfd_getfd(int pidfd, int fd);

@@ -159,7 +159,7 @@ def descriptors(pid: int) -> Check:
 
 def comparing(pid: int) -> Check:
     """kcmp(2)."""
-    return _call("kcmp", lib.sk_kcmp_file(pid, 0, 0), "use a kernel with CONFIG_KCMP")
+    return _call("kcmp", lib.sk_kcmp_file(pid, 0, pid, 0), "use a kernel with CONFIG_KCMP")
 
 
 def memory(pid: int) -> Check:

@@ -139,6 +139,26 @@ class Agent:
         self.system_calls += 1
         return self.architecture.call_result(after)
 
+    def end(self, status: int) -> None:
+        """Have the process, which has one thread, end with a status as of waitpid(2)."""
+        tid = self.target.leader
+        if os.WIFSIGNALED(status):
+            tracing.set_signal_mask(tid, 0)
+            os.kill(self.target.pid, os.WTERMSIG(status))
+        else:
+            call = self.architecture.system_calls["exit_group"]
+            words = (os.WEXITSTATUS(status), 0, 0, 0, 0, 0)
+            registers = self.target.registers[tid]
+            site = self.base + _code().index(self.architecture.system_call_instruction)
+            registers = self.architecture.for_call(registers, site, call, words)
+            tracing.set_registers(tid, registers)
+        tracing.request(tracing.CONT, tid)
+        found = ffi.new("int *")
+        while lib.sk_wait(tid, 0, found) >= 0 and os.WIFSTOPPED(found[0]):
+            signalled = 0 if found[0] >> 16 else os.WSTOPSIG(found[0])
+            tracing.request(tracing.CONT, tid, 0, signalled)
+        self.target.memory.close()
+
     def _execute(
         self, tid: int, registers: bytes, *, system_call: bool = False, room: int = 1
     ) -> bytes:

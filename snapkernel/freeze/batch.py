@@ -48,13 +48,14 @@ class Space:
 
 @dataclass(frozen=True)
 class Words:
-    """A kernel structure of 64-bit words; bytes stand for the address of a copy of them.
+    """A kernel structure of 64-bit words; bytes, and other structures, stand for the address of a
+    copy of them.
 
     Attributes:
         tail: what follows the words.
     """
 
-    words: tuple[int | bytes, ...]
+    words: tuple[int | bytes | Words, ...]
     tail: bytes = b""
 
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
 from snapkernel import arch, procfs
 from snapkernel.arch import Architecture
-from snapkernel.errors import CannotCheckpoint, Finding, UnsupportedHost
+from snapkernel.errors import CannotCheckpoint, Finding, TargetError, UnsupportedHost
 from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
 from snapkernel.freeze.target import Memory, Target, why_not
-from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, MemoryPolicy, Process
+from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process, Zombie
 from snapkernel.resources import (
     credentials,
     descriptors,
+    family,
     memory,
     memory_policy,
     process,
@@ -38,30 +40,26 @@ from snapkernel.resources.open_file import open_table
 
 
 @dataclass
-class Survey:
-    """What was found out before the freeze.
+class Look:
+    """What was found out about one process before the freeze.
 
     Attributes:
-        findings: what becomes of every object.
         flags: VmFlags of the mappings.
-        files: identities of mapped files.
         maps: the text of ``/proc/PID/maps``.
         areas: the same, parsed.
         hole: where the agent fits.
         site: a system call instruction to borrow.
-        unforked: some of them are kept from forked children (madvise(2), MADV_DONTFORK).
+        unforked: some mappings are kept from forked children (madvise(2), MADV_DONTFORK).
         policies: NUMA policies of areas, by address.
     """
 
-    findings: list[Finding]
     flags: memory.Flags
-    files: dict[tuple[str, int], FileIdentity]
     maps: str
     areas: list[procfs.Area]
     hole: int
     site: int
     unforked: bool
-    policies: dict[int, MemoryPolicy]
+    policies: memory_policy.Policies
 
     def areas_now(self, pid: int) -> list[procfs.Area]:
         """The mappings of the frozen process; parsed again only if they have changed."""
@@ -69,13 +67,28 @@ class Survey:
         return self.areas if maps == self.maps else procfs.areas(maps)
 
 
+@dataclass
+class Survey:
+    """What was found out before the freeze.
+
+    Attributes:
+        findings: what becomes of every object.
+        files: identities of mapped files.
+        looks: of each process, by its pid on this host.
+    """
+
+    findings: list[Finding]
+    files: dict[tuple[str, int], FileIdentity]
+    looks: dict[int, Look]
+
+
 _LOOKS = 3
 
 
 def survey(pid: int) -> Survey:
-    """Look at a running process, without touching it.
+    """Look at a running process and its descendants, without touching them.
 
-    What it has may change while it is looked at; only what is refused three times is refused.
+    What they have may change while it is looked at; only what is refused three times is refused.
 
     Raises:
         TargetError: it does not exist or may not be examined.
@@ -91,6 +104,32 @@ def survey(pid: int) -> Survey:
 
 def _look_from_outside(pid: int) -> Survey:
     capture = Capture(pid)
+    looks: dict[int, Look] = {}
+    members: list[family.Member] = []
+    for one in [pid, *procfs.descendants(pid)]:
+        try:
+            if one != pid and procfs.stat(one)[0] == "Z":
+                members.append(process.capture_zombie(one))
+                continue
+            architecture_of(one)
+            looks[one], identity = _look_at(capture if one == pid else capture.sibling(one))
+            members.append(identity)
+        except (TargetError, OSError):
+            if one == pid or os.path.exists(f"/proc/{one}"):
+                raise
+            looks.pop(one, None)  # it has ended meanwhile
+    family.check(capture, members)
+    system_v.explain(capture)
+    try:
+        with open_table(*looks) as table:
+            descriptors.capture(capture, table)
+    except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
+        raise why_not(pid, error.errno or 0) from None
+    return Survey(capture.findings, capture.known, looks)
+
+
+def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
+    pid = capture.pid
     try:
         identity = process.capture_identity(capture)
         flags = memory.read_flags(pid)
@@ -98,21 +137,16 @@ def _look_from_outside(pid: int) -> Survey:
         areas = procfs.areas(maps)
         policies = memory_policy.of_areas(pid, areas)
         memory.capture(capture, areas, flags)
-        system_v.explain(capture)
-        with open_table(pid) as table:
-            descriptors.capture(capture, table)
+        capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
+        capture.saved(f"{len(procfs.tids(pid))} threads")
+        capture.saved(f"{len(areas)} memory mappings")
+        unforked = any("dc" in words for words in flags.values())
+        hole = _hole(areas)
+        with contextlib.closing(Memory(pid)) as held:
+            site = call_site(held, areas)
     except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
         raise why_not(pid, error.errno or 0) from None
-    capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
-    capture.saved(f"{len(procfs.tids(pid))} threads")
-    capture.saved(f"{len(areas)} memory mappings")
-    unforked = any("dc" in words for words in flags.values())
-    hole = _hole(areas)
-    with contextlib.closing(Memory(pid)) as held:
-        site = call_site(held, areas)
-    return Survey(
-        capture.findings, flags, capture.known, maps, areas, hole, site, unforked, policies
-    )
+    return Look(flags, maps, areas, hole, site, unforked, policies), identity
 
 
 def architecture_of(pid: int) -> Architecture:
@@ -159,11 +193,11 @@ def _hole(areas: list[procfs.Area]) -> int:
     return find_hole([(a.start, a.end) for a in areas], SIZE, arch.native().task_size)
 
 
-def install_agent(target: Target, areas: list[procfs.Area], survey: Survey | None = None) -> Agent:
+def install_agent(target: Target, areas: list[procfs.Area], look: Look | None = None) -> Agent:
     """Put the agent into a stopped process; where to is known if nothing has changed since the
-    survey."""
-    if survey is not None and areas is survey.areas:
-        hole, site = survey.hole, survey.site
+    look from outside."""
+    if look is not None and areas is look.areas:
+        hole, site = look.hole, look.site
     else:
         hole, site = _hole(areas), call_site(target.memory, areas)
     agent = Agent(target, hole, live=True)
@@ -197,95 +231,130 @@ def _offsets(pid: int) -> dict[str, int]:
     }
 
 
+@dataclass
+class Frozen:
+    """A stopped process with what is needed to look at it, and what was found.
+
+    Attributes:
+        target: the process.
+        agent: in it.
+        areas: its mappings.
+        capture: of it; shares its tables with those of the other processes.
+        process: its record, without the mappings and the private memory.
+        ipc_used: what may be in its IPC namespace.
+    """
+
+    target: Target
+    agent: Agent
+    areas: list[procfs.Area]
+    capture: Capture = field(init=False)
+    process: Process = field(init=False)
+    ipc_used: system_v.Used = field(init=False)
+
+
 def capture(
-    target: Target,
-    agent: Agent,
-    areas: list[procfs.Area],
+    parts: Sequence[Frozen],
+    zombies: Sequence[Zombie],
     files: dict[tuple[str, int], FileIdentity],
     save: Saver | None,
-) -> tuple[Process, Capture, Clocks]:
-    """Look at a stopped process.
+) -> tuple[Capture, Clocks]:
+    """Look at stopped processes; the first is an ancestor of all others.
 
-    The shared objects it has are read at once, by ``save``. The records of its mappings are left
-    for :func:`mappings`, its private memory for :func:`private_runs`: both can be had later.
+    The shared objects they have are read at once, by ``save``. The records of their mappings are
+    left for :func:`mappings`, their private memory for :func:`private_runs`: both can be had later.
 
     Raises:
-        CannotCheckpoint: it has come to hold something that cannot be saved.
+        CannotCheckpoint: one has come to hold something that cannot be saved.
     """
+    first = parts[0]
+    root = Capture(first.target.pid, first.target, first.agent, save, files)
+    at = clocks(root.pid)
+    for part in parts:
+        part.capture = root
+        if part is not first:
+            part.capture = root.sibling(part.target.pid, part.target, part.agent)
+        part.process = _capture_one(part)
+        shared_memory.register(part.capture, part.areas)
+    members: list[family.Made] = [*(part.process for part in parts), *zombies]
+    family.check(root, members)
+    pids = {member.pid for member in members}
+    attached = system_v.capture(root, first.ipc_used, pids)
+    try:
+        with open_table(*(part.target.pid for part in parts)) as table:
+            tables = descriptors.capture(root, table)
+            refuse(root.pid, root.findings)
+            if root.objects:
+                shared_memory.save(root)
+    finally:
+        attached.detach(first.agent)
+    for part in parts:
+        entries = tables[part.target.pid]
+        part.process = msgspec.structs.replace(part.process, descriptors=entries)
+    return root, at
+
+
+def _capture_one(part: Frozen) -> Process:
+    """All that is of one process alone."""
     architecture = arch.native()
-    capture = Capture(target.pid, target, agent, save, files)
-    at = clocks(target.pid)
+    target, agent, areas, capture = part.target, part.agent, part.areas, part.capture
     signals.refuse_pending_trap(capture)
     pending = signals.capture_pending(capture)
     found_threads = tuple(threads.capture(target, agent, architecture))
     settings = process.capture_settings(agent)
+    part.ipc_used = settings.ipc_used
     actions = signals.capture_actions(agent, architecture)
     interval_timers = timers.capture_interval_timers(agent)
     posix_timers = timers.capture_timers(capture, agent)
     identity = process.capture_identity(capture)
-    shared_memory.register(capture, areas)
-    attached = system_v.capture(capture, agent, architecture, settings.ipc_used, identity.pid)
-    try:
-        with open_table(target.pid) as table:
-            entries = descriptors.capture(capture, table)
-            refuse(target.pid, capture.findings)
-            if capture.objects:
-                shared_memory.save(capture)
-    finally:
-        attached.detach(agent)
     heap = max((area.end for area in areas if area.name == "[heap]"), default=0)
     layout = process.capture_layout(target.pid, heap)
-    return (
-        Process(
-            pid=identity.pid,
-            ppid=identity.ppid,
-            pgid=identity.pgid,
-            sid=identity.sid,
-            executable=identity.executable,
-            file=identity.file,
-            arguments=identity.arguments,
-            working_directory=identity.working_directory,
-            umask=identity.umask,
-            memory=AddressSpace(
-                mappings=(),
-                layout=layout,
-                auxv=procfs.read(f"/proc/{target.pid}/auxv"),
-                vdso=vdso.capture(target.memory, areas),
-            ),
-            threads=found_threads,
-            descriptors=entries,
-            credentials=credentials.capture(capture),
-            actions=actions,
-            pending=pending,
-            interval_timers=interval_timers,
-            timers=posix_timers,
-            limits=procfs.limits(target.pid),
-            dumpable=settings.dumpable,
-            child_subreaper=settings.child_subreaper,
-            thp_disabled=settings.thp_disabled,
-            thp_except_advised=settings.thp_except_advised,
-            attributes=settings.attributes,
-            timer_slack_ns=found_threads[0].scheduling.timer_slack_ns or 0,
-            oom_score_adj=identity.oom_score_adj,
-            stopped=target.stopped,
+    return Process(
+        pid=identity.pid,
+        ppid=identity.ppid,
+        pgid=identity.pgid,
+        sid=identity.sid,
+        exit_signal=identity.exit_signal,
+        executable=identity.executable,
+        file=identity.file,
+        arguments=identity.arguments,
+        working_directory=identity.working_directory,
+        umask=identity.umask,
+        memory=AddressSpace(
+            mappings=(),
+            layout=layout,
+            auxv=procfs.read(f"/proc/{target.pid}/auxv"),
+            vdso=vdso.capture(target.memory, areas),
         ),
-        capture,
-        at,
+        threads=found_threads,
+        descriptors=(),
+        credentials=credentials.capture(capture),
+        actions=actions,
+        pending=pending,
+        interval_timers=interval_timers,
+        timers=posix_timers,
+        limits=procfs.limits(target.pid),
+        dumpable=settings.dumpable,
+        child_subreaper=settings.child_subreaper,
+        thp_disabled=settings.thp_disabled,
+        thp_except_advised=settings.thp_except_advised,
+        attributes=settings.attributes,
+        timer_slack_ns=found_threads[0].scheduling.timer_slack_ns or 0,
+        locks_future_memory=settings.locks_future_memory,
+        oom_score_adj=identity.oom_score_adj,
+        stopped=target.stopped,
     )
 
 
-def mappings(
-    capture: Capture, process: Process, areas: list[procfs.Area], flags: memory.Flags
-) -> Process:
+def mappings(part: Frozen, flags: memory.Flags, policies: memory_policy.Policies) -> Process:
     """The process with the records of its mappings, made from what was read in the freeze.
 
     Raises:
         CannotCheckpoint: one of them cannot be had again.
     """
-    found = memory.capture(capture, areas, flags)
-    refuse(capture.pid, capture.findings)
-    space = msgspec.structs.replace(process.memory, mappings=found)
-    return msgspec.structs.replace(process, memory=space)
+    found = memory.capture(part.capture, part.areas, flags, policies)
+    refuse(part.target.pid, part.capture.findings)
+    space = msgspec.structs.replace(part.process.memory, mappings=found)
+    return msgspec.structs.replace(part.process, memory=space)
 
 
 def private_runs(pid: int, mappings: tuple[Mapping, ...]) -> list[tuple[int, int]]:

@@ -1,10 +1,11 @@
 """checkpoint(): a running process becomes a snapshot.
 
-1. Look at it from outside; refuse what cannot be saved, before anything is touched.
-2. Freeze it, look at what only a frozen process shows, fork a hidden copy, let it go on.
-3. Store the copy's memory while the process works; commit the manifest last.
+1. Look at it and its descendants from outside; refuse what cannot be saved, before anything is
+   touched.
+2. Freeze them, look at what only frozen processes show, fork hidden copies, let them go on.
+3. Store the copies' memory while the processes work; commit the manifest last.
 
-With ``stop``, and where no copy can be had, the process stays frozen until its memory is stored.
+With ``stop``, and where no copy can be had, they stay frozen until their memory is stored.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -27,12 +28,13 @@ from snapkernel import arch, procfs
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import capture as looking
 from snapkernel.freeze import live
-from snapkernel.freeze.agent import PAGE, Agent
+from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.pages import scan_pages
-from snapkernel.freeze.target import Memory, freeze
+from snapkernel.freeze.target import Memory, Target
+from snapkernel.freeze.tree import freeze_tree
 from snapkernel.jupyter.connection import find_connection_file, read_connection
-from snapkernel.model import RUN, SCHEMA, Content, Host, Manifest, Note, Process
-from snapkernel.resources import memory, memory_policy, threads
+from snapkernel.model import RUN, SCHEMA, Content, Host, Manifest, Note, Zombie
+from snapkernel.resources import memory, memory_policy, process, threads
 from snapkernel.resources.context import Capture
 from snapkernel.store import SnapshotWriter, Source, Store, check_name
 
@@ -99,7 +101,7 @@ def checkpoint(
     stop: bool = False,
     progress: Progress | None = None,
 ) -> Snapshot:
-    """Save a process. It goes on running, unless ``stop``.
+    """Save a process with all its descendants. They go on running, unless ``stop``.
 
     The work is done by a small process of its own (``freezer``): a process that waits for its
     children, handles signals or is killed, as a server may be, cannot come between the freezer and
@@ -109,11 +111,11 @@ def checkpoint(
         pid: on this host.
         store: where to; see ``Store.open``. It is made when it does not exist.
         name: a name for the snapshot.
-        stop: end the process once the snapshot is safe.
+        stop: end the processes once the snapshot is safe.
         progress: is told how far it is.
 
     Raises:
-        CannotCheckpoint: the process holds something that cannot be saved.
+        CannotCheckpoint: a process holds something that cannot be saved.
         TargetError: it does not exist, or may not be traced.
         StoreError: the store cannot be written. The process is unharmed.
         InvalidName: the name cannot be used.
@@ -222,8 +224,66 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass
+class _Part(looking.Frozen):
+    """One process of the tree, until its memory is in the store.
+
+    Attributes:
+        flags: VmFlags of its mappings.
+        policies: NUMA policies of its mappings.
+        may_be_unforked: some mappings may be kept from forked children.
+        copy: its hidden copy.
+        unforked: runs that the copy does not have, with their bytes.
+    """
+
+    flags: memory.Flags = field(kw_only=True)
+    policies: memory_policy.Policies = field(kw_only=True)
+    may_be_unforked: bool = field(kw_only=True)
+    copy: live.Copy | None = None
+    unforked: tuple[tuple[tuple[int, int], bytes], ...] = ()
+
+    def unforked_runs(self) -> list[tuple[int, int]]:
+        """Private pages that a forked child does not get."""
+        if not self.may_be_unforked:
+            return []
+        spans = [
+            (area.start, area.end)
+            for area in self.areas
+            if not area.shared and "dc" in self.flags.get(memory.key(area), ())
+        ]
+        return scan_pages(self.target.pid, spans)
+
+    def keep_unforked(self) -> None:
+        """Copy these pages while the process stands still."""
+        runs = self.unforked_runs()
+        self.unforked = tuple((run, self.target.memory.read(*run)) for run in runs)
+
+    @property
+    def _memory(self) -> Memory:
+        """Of the copy if there is one: it stands still."""
+        return self.target.memory if self.copy is None else self.copy.target.memory
+
+    def private_runs(self) -> list[tuple[int, int]]:
+        """What must be stored of its memory."""
+        runs = looking.private_runs(self._memory.pid, self.process.memory.mappings)
+        return sorted([*runs, *(run for run, _ in self._overlay)])
+
+    def guards(self) -> bytes:
+        """Its guard pages, packed."""
+        found = memory.scan(self._memory.pid, self.process.memory.mappings, guards=True)
+        return b"".join(RUN.pack(*run) for run in found)
+
+    @property
+    def _overlay(self) -> tuple[tuple[tuple[int, int], bytes], ...]:
+        return self.unforked if self.copy is not None else ()
+
+    def source(self) -> Source:
+        """Where the bytes are."""
+        return _Overlay(self._memory, self._overlay) if self._overlay else self._memory
+
+
 class _Shot:
-    """One checkpoint, from the freeze until the memory is in the store."""
+    """One checkpoint, from the freeze until the memory of all processes is in the store."""
 
     def __init__(
         self,
@@ -242,96 +302,100 @@ class _Shot:
         self.mark = mark
         self.pause = 0.0
         self.notes: list[Note] = []
-        self._unforked: tuple[tuple[tuple[int, int], bytes], ...] = ()
+        self.parts: list[_Part] = []
+        self.zombies: tuple[Zombie, ...] = ()
         self._frozen = contextlib.ExitStack()
-        self.process: Process
         self.capture: Capture
 
     def close(self) -> None:
-        """Whatever happened: a process that is still frozen gets its life back."""
+        """Whatever happened: processes that are still frozen get their lives back."""
         self._frozen.close()
 
     def take(self) -> None:
         """Freeze, look, and store."""
         self.writer.prepare()
         start = time.perf_counter()
-        copy = self.freeze()
-        if copy is not None:
+        copies = self.freeze()
+        if copies:
             self.pause = time.perf_counter() - start
-        with live.ended(copy):
-            source = self.target.memory if copy is None else copy.target.memory
-            self.process = looking.mappings(self.capture, self.process, self.areas, self.flags)
-            self._store_memory(source)
+        with live.ended(copies):
+            for part in self.parts:
+                part.process = looking.mappings(part, part.flags, part.policies)
+            self._store_memory()
         self.mark("stored")
         if not self.stop:
             self._frozen.close()
         self.pause = self.pause or time.perf_counter() - start
 
-    def freeze(self) -> live.Copy | None:
-        """Stop the process and look at it; let it go again when there is a copy of it."""
+    def freeze(self) -> list[live.Copy]:
+        """Stop the processes and look at them; let them go again when there are copies of all."""
         with _no_garbage_collection():
-            self.target = self._frozen.enter_context(freeze(self.pid))
+            self.tree = self._frozen.enter_context(freeze_tree(self.pid))
             self.mark("frozen")
-            copy = self._look()
-            if copy is not None:
+            copies = self._look()
+            if copies:
                 self._frozen.close()
                 self.mark("released")
-            return copy
+            return copies
 
-    def _look(self) -> live.Copy | None:
-        """All that must be seen while the process stands still; ``None`` where there is no
-        copy and it must go on standing still."""
-        target = self.target
-        threads.leave_sequences(target, arch.native())
-        self.areas = self.survey.areas_now(self.pid)
-        self.flags, self.policies = self.survey.flags, self.survey.policies
-        if self.areas is not self.survey.areas and any(
-            memory.key(area) not in self.flags for area in self.areas
-        ):
-            self.flags = memory.read_flags(self.pid)
-            if self.policies:  # the rule is that there are none
-                self.policies = memory_policy.of_areas(self.pid, self.areas)
-        agent = looking.install_agent(target, self.areas, self.survey)
-        self.mark("agent")
-        try:
-            self.process, self.capture, self.clocks = looking.capture(
-                target, agent, self.areas, self.survey.files, self._save
+    def _look(self) -> list[live.Copy]:
+        """All that must be seen while the processes stand still; no copies where they must go on
+        standing still."""
+        self.zombies = tuple(map(process.capture_zombie, self.tree.zombies))
+        with contextlib.ExitStack() as agents:
+            for target in self.tree.targets:
+                part = self._enter(target)
+                agents.callback(part.agent.remove)
+                self.parts.append(part)
+            self.mark("agent")
+            self.capture, self.clocks = looking.capture(
+                self.parts, self.zombies, self.survey.files, self._save
             )
-            self.capture.policies = self.policies
             self.mark("captured")
-            return None if self.stop else self._fork(agent)
-        finally:
-            agent.remove()
+            return [] if self.stop else self._fork()
 
-    def _fork(self, agent: Agent) -> live.Copy | None:
-        """The hidden copy, and our own copy of what it does not get."""
-        if self.process.child_subreaper:
-            self._plain("the process is a child subreaper, and would see the copy")
-            return None
-        runs = self._unforked_runs()
-        size = sum(length for _, length in runs)
+    def _enter(self, target: Target) -> _Part:
+        """Put the agent into a process."""
+        threads.leave_sequences(target, arch.native())
+        look = self.survey.looks.get(target.pid)
+        if look is None:  # born since
+            areas = procfs.areas(procfs.text(f"/proc/{target.pid}/maps"))
+        else:
+            areas = look.areas_now(target.pid)
+        changed = look is None or areas is not look.areas
+        flags = {} if look is None else look.flags
+        policies = {} if look is None else look.policies
+        if changed and any(memory.key(area) not in flags for area in areas):
+            flags = memory.read_flags(target.pid)
+            if look is None or policies:  # the rule is that there are none
+                policies = memory_policy.of_areas(target.pid, areas)
+        agent = looking.install_agent(target, areas, look)
+        unforked = changed or look is None or look.unforked
+        return _Part(target, agent, areas, flags=flags, policies=policies, may_be_unforked=unforked)
+
+    def _fork(self) -> list[live.Copy]:
+        """The hidden copies, and our own copies of what they do not get."""
+        if any(part.process.child_subreaper for part in self.parts):
+            self._plain("a process is a child subreaper, and would see the copy")
+            return []
+        size = sum(length for part in self.parts for _, length in part.unforked_runs())
         if size > _MOST_UNFORKED:
             self._plain(f"{size} bytes of memory are kept from forked children (MADV_DONTFORK)")
-            return None
-        self._unforked = tuple((run, self.target.memory.read(*run)) for run in runs)
-        try:
-            copy = live.fork(self.target, agent)
-        except SnapkernelError as error:
-            self._plain(f"no copy-on-write child could be had: {error.reason}")
-            return None
-        self.mark("forked")
-        return copy
-
-    def _unforked_runs(self) -> list[tuple[int, int]]:
-        """Private pages that a forked child does not get."""
-        if self.areas is self.survey.areas and not self.survey.unforked:
             return []
-        spans = [
-            (area.start, area.end)
-            for area in self.areas
-            if not area.shared and "dc" in self.flags.get(memory.key(area), ())
-        ]
-        return scan_pages(self.pid, spans)
+        copies: list[live.Copy] = []
+        try:
+            for part in self.parts:
+                part.keep_unforked()
+                part.copy = live.fork(part.target, part.agent)
+                copies.append(part.copy)
+        except SnapkernelError as error:
+            with live.ended(copies):
+                self._plain(f"no copy-on-write child could be had: {error.reason}")
+            for part in self.parts:
+                part.copy = None
+            return []
+        self.mark("forked")
+        return copies
 
     def _plain(self, reason: str) -> None:
         self.notes.append(Note(object="live checkpoint", status="plain freeze", reason=reason))
@@ -339,16 +403,10 @@ class _Shot:
     def _save(self, source: object, runs: Sequence[tuple[int, int]]) -> Content:
         return self.writer.store(source, runs, page_size=PAGE) if runs else Content()  # type: ignore[arg-type]
 
-    def _store_memory(self, memory_of: Memory) -> None:
-        """Store private pages, of the copy or of the process."""
-        mappings = self.process.memory.mappings
-        runs = looking.private_runs(memory_of.pid, mappings)
-        guards = memory.scan(memory_of.pid, mappings, guards=True)
-        source: Source = memory_of
-        if self._unforked and memory_of is not self.target.memory:
-            source = _Overlay(memory_of, self._unforked)
-            runs = sorted([*runs, *(run for run, _ in self._unforked)])
-        total = sum(length for _, length in runs)
+    def _store_memory(self) -> None:
+        """Store private pages, of the copies or of the processes."""
+        runs = [part.private_runs() for part in self.parts]
+        total = sum(length for own in runs for _, length in own)
         done = 0
 
         def tell(more: int) -> None:
@@ -357,24 +415,23 @@ class _Shot:
             if self.progress is not None:
                 self.progress("storing memory", done, total)
 
-        content = self.writer.store(source, runs, page_size=PAGE, progress=tell)
-        space = msgspec.structs.replace(
-            self.process.memory,
-            content=content,
-            guards=b"".join(RUN.pack(*run) for run in guards),
-        )
-        self.process = msgspec.structs.replace(self.process, memory=space)
+        for part, own in zip(self.parts, runs, strict=True):
+            content = self.writer.store(part.source(), own, page_size=PAGE, progress=tell)
+            space = msgspec.structs.replace(
+                part.process.memory, content=content, guards=part.guards()
+            )
+            part.process = msgspec.structs.replace(part.process, memory=space)
 
     def finish(self) -> None:
-        """End the process that was to be stopped."""
+        """End the processes that were to be stopped."""
         if self.stop:
-            self.target.kill()
+            for part in reversed(self.parts):
+                part.target.kill()
 
     def manifest(self, name: str, connection: dict[str, str | int] | None) -> Manifest:
         """Everything together."""
         architecture = arch.native()
         capture: Capture = self.capture
-        process: Process = self.process
         shared = sum(record.content.length for record in capture.shared_memory)
         return Manifest(
             schema=SCHEMA,
@@ -393,13 +450,14 @@ class _Shot:
                 cpu_features=architecture.cpu_features(),
             ),
             clocks=self.clocks,
-            processes=(process,),
+            processes=tuple(part.process for part in self.parts),
+            zombies=self.zombies,
             descriptions=tuple(capture.descriptions),
             pipes=tuple(capture.pipes),
-            shared_memory=capture.shared_memory,
+            shared_memory=tuple(capture.shared_memory),
             ipc=capture.ipc,
             files=tuple(capture.files),
-            memory_bytes=process.memory.content.length + shared,
+            memory_bytes=sum(part.process.memory.content.length for part in self.parts) + shared,
             pause_s=self.pause,
             jupyter=connection,
             notes=(*capture.notes, *self.notes),

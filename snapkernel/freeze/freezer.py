@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from snapkernel.errors import SnapkernelError, StoreError
 from snapkernel.freeze.checkpoint import Progress, Snapshot, checkpoint_here, rehearse
@@ -55,7 +55,7 @@ def run(pid: int, url: str | None, name: str, stop: bool, progress: Progress | N
         pickle.dump((pid, url, name, stop), process.stdin)
         process.stdin.flush()
         while True:
-            kind, *content = pickle.load(process.stdout)
+            kind, *content = _answer(process.stdout)
             if kind == "progress":
                 if progress is not None:
                     progress(*content)
@@ -79,6 +79,26 @@ def run(pid: int, url: str | None, name: str, stop: bool, progress: Progress | N
                 pipe.close()
         if answered:
             process.wait()
+
+
+def _answer(pipe: IO[bytes]) -> tuple[Any, ...]:
+    """One message of the freezer.
+
+    Raises:
+        EOFError: there is none any more.
+        SnapkernelError: it is none of the messages that a freezer sends.
+    """
+    try:
+        message: object = pickle.load(pipe)
+    except (EOFError, OSError):
+        raise
+    except Exception as error:
+        reason = f"its answer cannot be understood: {type(error).__name__}: {error!a}"
+        raise SnapkernelError("freezer", reason, "try again") from None
+    match message:
+        case ("progress", str(), int(), int()) | ("snapshot", Snapshot()) | ("error", Exception()):
+            return tuple(message)
+    raise SnapkernelError("freezer", "its answer is of an unknown kind", "try again")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from snapkernel._native import ffi, lib
@@ -46,12 +46,12 @@ class Copy:
 
 
 @contextmanager
-def ended(copy: Copy | None) -> Iterator[Copy | None]:
-    """End the copy, whatever happens in the block."""
+def ended(copies: Sequence[Copy]) -> Iterator[None]:
+    """End the copies, whatever happens in the block."""
     try:
-        yield copy
+        yield
     finally:
-        if copy is not None:
+        for copy in copies:
             copy.end()
 
 

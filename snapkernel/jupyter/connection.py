@@ -30,6 +30,8 @@ PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _SEPARATE = re.compile(r"-f|--f|--(\w+\.)?connection_file|--connection-file")
 _JOINED = re.compile(r"(?:-f|--f|--(?:\w+\.)?connection_file|--connection-file)=(?P<path>.+)")
 _NAMED = re.compile(r"kernel-.+\.json")
+_MOST = 1 << 20  # bytes: a connection file has some hundred
+_LONGEST_PID = 7  # digits: PID_MAX_LIMIT is 4194304 (<linux/threads.h>)
 _TCP_LISTEN = "0A"
 """State of a listening socket in ``/proc/net/tcp`` (proc(5); TCP_LISTEN in the kernel)."""
 
@@ -75,12 +77,13 @@ def read_connection(path: str | Path) -> ConnectionInfo:
         TargetError: it cannot be read or is no connection file.
     """
     try:
-        entries = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, object])
+        with open(path, "rb") as file:
+            entries = msgspec.json.decode(file.read(_MOST), type=dict[str, object])
     except OSError as error:
         raise TargetError(
             f"connection file {path}", error.strerror or str(error), "name an existing file"
         ) from None
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise TargetError(
             f"connection file {path}", f"it is not a JSON object: {error}", "name another file"
         ) from None
@@ -146,6 +149,8 @@ def resolve_target(text: str) -> int:
         TargetError: no running process, or more than one, is meant.
     """
     if text.isascii() and text.isdecimal():
+        if len(text.lstrip("0")) > _LONGEST_PID:
+            raise TargetError(f"process {text[:20]}", "there is no such process", "give a pid")
         return int(text)
     path = Path(text)
     if "/" in text or text.endswith(".json") or path.is_file():

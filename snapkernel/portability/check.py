@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from snapkernel import arch, procfs
 from snapkernel.errors import CannotRestore, Finding
-from snapkernel.model import CharacterDevice, FileIdentity, Manifest, RegularFile
+from snapkernel.model import (
+    AnyDescription,
+    CharacterDevice,
+    FifoEnd,
+    FileIdentity,
+    Inotify,
+    Manifest,
+    PathDescriptor,
+    RegularFile,
+)
+from snapkernel.resources import device
 
 
 def mismatches(manifest: Manifest) -> list[Finding]:
@@ -46,20 +57,66 @@ def mismatches(manifest: Manifest) -> list[Finding]:
         if reason:
             mismatch(f"file {file.path}", reason, "install the same version at the same path")
     for description in manifest.descriptions:
-        if isinstance(description, RegularFile):
-            path = description.file.path
-        elif isinstance(description, CharacterDevice):
-            path = description.path
-        else:
-            continue
-        if path.startswith("/proc/"):
-            continue  # of the process itself: there when it is
-        if not os.path.exists(path):
-            mismatch(f"file {path}", "is open in the snapshot and not here", "put it there")
+        for kind, path in _opened_by_path(description):
+            if path.startswith("/proc/"):
+                continue  # of the process itself: there when it is
+            try:
+                status = os.lstat(path) if kind == "path" else os.stat(path)
+            except OSError:
+                remedy = "make it (mkfifo)" if kind == "FIFO" else "put it there"
+                mismatch(f"{kind} {path}", "is open in the snapshot and not here", remedy)
+                continue
+            if reason := _of_another_kind(description, status):
+                remedy = "make it (mkfifo)" if kind == "FIFO" else "put the original back"
+                mismatch(f"{kind} {path}", reason, remedy)
+    if reason := _memory(manifest):
+        mismatch("memory", reason, "restore on a host with more memory, or end other programs")
     directory = manifest.processes[0].working_directory
     if not os.path.isdir(directory):
         mismatch(f"working directory {directory}", "is not there", "make it")
     return found
+
+
+def _of_another_kind(description: AnyDescription, status: os.stat_result) -> str:
+    """Why not even to open what stands at a path: a pipe would let the restore wait, and opening
+    some devices does something. Empty when it is of the right kind."""
+    match description:
+        case CharacterDevice(device=number):
+            same = stat.S_ISCHR(status.st_mode) and status.st_rdev == number
+            stateless = number in device.STATELESS
+            return "" if same and stateless else "is another device here than in the snapshot"
+        case RegularFile(directory=True):
+            return "" if stat.S_ISDIR(status.st_mode) else "is no directory here"
+        case RegularFile():
+            return "" if stat.S_ISREG(status.st_mode) else "is no regular file here"
+        case FifoEnd():
+            return "" if stat.S_ISFIFO(status.st_mode) else "is something else here"
+    return ""
+
+
+def _memory(manifest: Manifest) -> str:
+    """Why there is no room for the largest of its processes; empty when there is."""
+    needed = max(process.memory.content.length for process in manifest.processes)
+    needed += sum(record.content.length for record in manifest.shared_memory)
+    there = procfs.available_memory() + procfs.free_swap()
+    return f"{needed} bytes are needed, {there} are free" if needed > there else ""
+
+
+def _opened_by_path(description: AnyDescription) -> list[tuple[str, str]]:
+    """What a description needs of the file system: kind and path."""
+    match description:
+        case RegularFile(file=file):
+            return [("file", file.path)]
+        case CharacterDevice(path=path):
+            return [("file", path)]
+        case FifoEnd(path=path):
+            return [("FIFO", path)]
+        case PathDescriptor(path=path):
+            return [("path", path)]
+        case Inotify(watches=watches):
+            return [("path", watch.path) for watch in watches]
+        case _:
+            return []
 
 
 def _needed_of_shared(manifest: Manifest) -> dict[int, int]:
@@ -84,9 +141,12 @@ def _needed_of_shared(manifest: Manifest) -> dict[int, int]:
 def _too_short(file: FileIdentity, needed: int) -> str:
     """Why a file that is only mapped shared does not do; empty when it does."""
     try:
-        size = os.stat(file.path).st_size
+        status = os.stat(file.path)
     except OSError as error:
         return f"is mapped in the snapshot and cannot be opened here: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return "is no regular file here"
+    size = status.st_size
     return f"has {size} bytes here, {needed} are mapped in the snapshot" if size < needed else ""
 
 
@@ -96,6 +156,8 @@ def _changed(file: FileIdentity) -> str:
         status = os.stat(file.path)
     except OSError as error:
         return f"is mapped in the snapshot and cannot be opened here: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return "is no regular file here"
     if status.st_size != file.size:
         return f"has {status.st_size} bytes here, {file.size} in the snapshot"
     if status.st_mtime_ns == file.mtime_ns:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from snapkernel import procfs
@@ -15,11 +16,9 @@ from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.model import (
     AnyDescription,
     Content,
-    Descriptor,
     FileIdentity,
     IpcNamespace,
     Manifest,
-    MemoryPolicy,
     MessageQueue,
     Note,
     Pipe,
@@ -27,6 +26,7 @@ from snapkernel.model import (
     Process,
     SemaphoreSet,
     SharedMemory,
+    UnixQueue,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Saver(Protocol):
 
 
 class Capture:
-    """The manifest's tables while a process is looked at.
+    """The manifest's tables while processes are looked at, and one of these.
 
     Without ``target`` the process is running and only looked at from outside, to explain what a
     snapshot would hold; contents are not read then.
@@ -54,7 +54,7 @@ class Capture:
         save: for contents that must be read while the process is frozen.
         known: identities of files by path and inode, found out earlier.
         findings: every object that is not simply saved.
-        policies: NUMA policies of areas, by address.
+        members: the captures of all processes, by pid.
     """
 
     def __init__(
@@ -74,19 +74,29 @@ class Capture:
         self.descriptions: list[AnyDescription] = []
         self.pipes: list[Pipe] = []
         self.pipe_index: dict[str, int] = {}
+        self.queues: dict[int, UnixQueue] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
-        self.shared_memory: tuple[SharedMemory, ...] = ()
+        self.shared_memory: list[SharedMemory] = []
         self.semaphores: list[SemaphoreSet] = []
         self.message_queues: list[MessageQueue] = []
         self.posix_queues: list[PosixQueue] = []
         self.queue_index: dict[str, int] = {}
-        self.policies: dict[int, MemoryPolicy] = {}
         self.files: list[FileIdentity] = []
+        self.members: dict[int, Capture] = {pid: self}
         self._file_index: dict[str, int] = {}
+
+    def sibling(
+        self, pid: int, target: Target | None = None, agent: Agent | None = None
+    ) -> Capture:
+        """A capture of another process, with the same tables."""
+        other = copy.copy(self)
+        other.pid, other.target, other.agent = pid, target, agent
+        self.members[pid] = other
+        return other
 
     @property
     def ipc(self) -> IpcNamespace | None:
-        """The IPC namespace that a restored process needs, if it needs one of its own."""
+        """The IPC namespace that restored processes need, if they need one of their own."""
         segments = any(record.segment is not None for record in self.shared_memory)
         if not (segments or self.semaphores or self.message_queues or self.posix_queues):
             return None
@@ -178,18 +188,24 @@ class Fill:
 class Build:
     """A restore in the making: what the modules' ``rebuild`` functions read and add to.
 
+    The first process makes every description and object, at a number that no process uses; the
+    others are forked from it, and so have them as well. Each then puts them where it had them, and
+    closes the rest.
+
     Attributes:
         manifest: what is restored.
         process: the process that is built.
-        architecture: of both.
+        architecture: of all.
         streams: descriptors that the stub has inherited, by standard stream.
-        hole: a free range for temporary mappings.
-        high: first descriptor number that the process does not use.
-        entries: entries of the descriptor table, by description.
-        numbers: a descriptor of each description that is there already.
+        hole: a range that is free in all processes, for temporary mappings.
+        high: first descriptor number that no process uses.
+        numbers: where each description is held that is there already.
         stream_cells: descriptor of each inherited stream.
-        object_cells: descriptor of each memfd and deleted file.
+        staging: where each shared anonymous object is mapped meanwhile.
         ports: old to new TCP ports.
+        names: ``struct sockaddr`` that each bound socket has got.
+        routes: the listener that each unix socket connects to, by description.
+        far_ends: the other ends of unix sockets whose peer is gone, until all is sent from them.
         notes: what the user should know.
     """
 
@@ -199,31 +215,62 @@ class Build:
     streams: dict[int, int]
     hole: int = 0
     high: int = 0
-    entries: dict[int, list[Descriptor]] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
     stream_cells: dict[int, Cell] = field(default_factory=dict)
-    object_cells: dict[int, Cell] = field(default_factory=dict)
+    staging: dict[int, int] = field(default_factory=dict)
     ports: dict[int, int] = field(default_factory=dict)
+    names: dict[int, bytes] = field(default_factory=dict)
+    routes: dict[int, int] = field(default_factory=dict)
+    far_ends: dict[int, Cell] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
+    def sibling(self, process: Process) -> Build:
+        """The build of another process, with the same tables."""
+        return replace(self, process=process)
+
+    def held(self, index: int) -> int:
+        """Number of a description until it is placed."""
+        return self.high + index
+
+    def held_object(self, index: int) -> int:
+        """Number of a memfd or deleted file of ``Manifest.shared_memory``."""
+        return self.high + len(self.manifest.descriptions) + index
+
+    @property
+    def above(self) -> int:
+        """First number above all these, for what is needed for a while."""
+        return self.held_object(len(self.manifest.shared_memory))
+
+    def note_lost(self, batch: Batch) -> None:
+        """Note what of a batch's optional calls has failed."""
+        for call in batch.calls:
+            if call.optional and call.result is not None and -4096 < call.result < 0:
+                reason = os.strerror(-call.result)
+                self.notes.append(Note(object=call.optional, status="lost", reason=reason))
+
     def keep(self, batch: Batch, fresh: Cell, index: int) -> int:
-        """Give a new descriptor all numbers that the process had for description ``index``; the
-        first of them."""
-        return self.place(batch, self.move(batch, fresh), index)
+        """Hold a new descriptor as description ``index``; its number."""
+        number = self.numbers[index] = self.held(index)
+        batch.call("dup3", fresh, number, os.O_CLOEXEC)
+        batch.call("close", fresh)
+        return number
 
     def move(self, batch: Batch, fresh: Cell) -> Cell:
-        """Move a new descriptor above the final numbers: its own may be one of them."""
+        """Move a new descriptor out of the way."""
         away = Cell(f"{fresh.name}'")
-        batch.call("fcntl", fresh, F_DUPFD_CLOEXEC, self.high, store=away)
+        batch.call("fcntl", fresh, F_DUPFD_CLOEXEC, self.above, store=away)
         batch.call("close", fresh)
         return away
 
+    def number_of(self, index: int) -> int | None:
+        """A descriptor of description ``index`` in the first process that has it; ``None`` in all
+        other processes. For what is done once, when all descriptors are at their numbers."""
+        for process in self.manifest.processes:
+            for entry in process.descriptors:
+                if entry.description == index:
+                    return entry.number if process is self.process else None
+        return None
+
     def place(self, batch: Batch, away: Cell, index: int) -> int:
-        """The same for a descriptor that is above the final numbers."""
-        entries = self.entries[index]
-        for entry in entries:
-            flags = os.O_CLOEXEC if entry.close_on_exec else 0
-            batch.call("dup3", away, entry.number, flags, note=f"fd {entry.number}")
-        batch.call("close", away)
-        self.numbers[index] = entries[0].number
-        return entries[0].number
+        """The same as ``keep``, for a descriptor that was moved away."""
+        return self.keep(batch, away, index)

@@ -41,9 +41,12 @@ def capture(capture: Capture) -> Credentials:
 
 def inside(pid: int, name: str, ids: str) -> tuple[int, ...]:
     """Translate ids that /proc shows into those of the process's user namespace."""
-    ranges = [
-        tuple(map(int, line.split())) for line in procfs.text(f"/proc/{pid}/{name}").splitlines()
-    ]
+    with procfs.understood(f"{name} of process {pid}"):
+        return _translated(procfs.text(f"/proc/{pid}/{name}"), ids)
+
+
+def _translated(id_map: str, ids: str) -> tuple[int, ...]:
+    ranges = [tuple(map(int, line.split())) for line in id_map.splitlines()]
     found = []
     for word in ids.split():
         outside = int(word)

@@ -60,9 +60,11 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> Epoll:
 
 
 def _watched(file: OpenFile, table: Table, number: int, offset: int) -> OpenFile | None:
-    likely = table.by_number(number)
+    likely = table.by_number(file.pid, number)
     for candidate in ([likely] if likely else []) + table.files:
-        result = lib.sk_kcmp_epoll(file.pid, candidate.numbers[0], file.numbers[0], number, offset)
+        result = lib.sk_kcmp_epoll(
+            candidate.pid, candidate.numbers[0], file.pid, file.numbers[0], number, offset
+        )
         if result == 0:
             return candidate
     return None
@@ -79,7 +81,7 @@ def create(build: Build, batch: Batch, record: Epoll, index: int) -> None:
 
 def connect(build: Build, batch: Batch, record: Epoll, index: int) -> None:
     """Register everything, when all descriptors have their numbers."""
-    owner = {e.number: e for entries in build.entries.values() for e in entries}
+    owner = {entry.number: entry for entry in build.process.descriptors}
     for target in record.targets:
         number = target.descriptor
         note = f"epoll registration of fd {number}"
@@ -92,7 +94,7 @@ def connect(build: Build, batch: Batch, record: Epoll, index: int) -> None:
         # The number means something else by now, or nothing.
         aside = Cell("aside")
         if now is not None:
-            batch.call("fcntl", number, F_DUPFD_CLOEXEC, build.high, store=aside)
+            batch.call("fcntl", number, F_DUPFD_CLOEXEC, build.above, store=aside)
         batch.call("dup3", build.numbers[target.description], number, 0, note=note)
         batch.call(*register, note=note)
         if now is None:

@@ -2,8 +2,8 @@
 
 A listener takes its old port, or a new one where the old is taken on this host; the port map tells.
 A closed connection is a new socket: reading and writing fail at once, which is what programs such
-as ZeroMQ expect of a lost peer, and they connect again. TCP_INFO of a listener holds its backlog
-(``tcpi_sacked``).
+as ZeroMQ expect of a lost peer, and they connect again. TCP_INFO of a listener holds how many wait
+to be accepted (``tcpi_unacked``) and its backlog (``tcpi_sacked``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from snapkernel.constants import F_SETFL
 from snapkernel.freeze.batch import Batch, Call, Cell
 from snapkernel.model import ClosedSocket, TcpListener
 from snapkernel.resources import socket_options
+from snapkernel.resources.bound_socket import is_idle_tcp
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
@@ -40,7 +41,10 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> TcpListener | Clo
         capture.saved(f"{file.subject}, listening on {address} port {port}")
         # struct tcp_info: 8 bytes, then rto, ato, snd_mss, rcv_mss, unacked, sacked
         information = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-        (backlog,) = struct.unpack_from("=I", information, 28)
+        waiting, backlog = struct.unpack_from("=II", information, 24)
+        if waiting:
+            reason = f"{waiting} connections that were not accepted yet are lost"
+            capture.report(f"{file.subject}, port {port}", "closed", reason)
         return TcpListener(
             flags=file.flags,
             family=file.family,
@@ -53,6 +57,9 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> TcpListener | Clo
         was = "TCP connection to {} port {}".format(*end.getpeername()[:2])
     except OSError:
         was = "unconnected TCP socket"
+        if not is_idle_tcp(end):
+            was = "TCP socket whose connection is being made or has just ended"
+            capture.report(file.subject, "closed", "connections come back closed")
     else:
         capture.report(f"{file.subject}, {was}", "closed", "connections come back closed")
     return ClosedSocket(

@@ -81,10 +81,9 @@ def look(capture: Capture, known: SharedObject) -> View:
 
 def _on_tmpfs(capture: Capture, known: SharedObject) -> bool:
     """The object is of a file system whose files are nowhere but in memory (tmpfs(5))."""
-    for line in procfs.text(f"/proc/{capture.pid}/mountinfo").splitlines():
-        major, minor = map(int, line.split()[2].split(":"))
-        if f"{major:02x}:{minor:02x}" == known.areas[0].device:
-            return line.partition(" - ")[2].split()[0] in ("tmpfs", "devtmpfs", "ramfs")
+    for mount in procfs.mounts(capture.pid):
+        if mount.device == known.areas[0].device:
+            return mount.kind in ("tmpfs", "devtmpfs", "ramfs")
     return False
 
 

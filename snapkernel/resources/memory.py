@@ -40,9 +40,9 @@ from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import scan_pages
-from snapkernel.model import RUN, Mapping
-from snapkernel.resources import memory_policy, shared_memory, system_v, vdso
-from snapkernel.resources.context import Build, Capture, Fill
+from snapkernel.model import RUN, Mapping, MemoryPolicy
+from snapkernel.resources import memory_locks, memory_policy, shared_memory, system_v, vdso
+from snapkernel.resources.context import Build, Capture
 
 # Follow from protection, kind and use of the area.
 DERIVED = frozenset(["rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "sd", "gu", "??"])
@@ -56,7 +56,7 @@ ADVICE = {
     "rr": MADV_RANDOM,
     "sr": MADV_SEQUENTIAL,
 }
-KEPT = frozenset(["ac", "nr", "gd", "dp", "lo", *ADVICE])
+KEPT = frozenset(["ac", "nr", "gd", "dp", *memory_locks.FLAGS, *ADVICE])
 REFUSED = {
     "pf": "maps memory of a device",
     "io": "maps memory of a device",
@@ -67,8 +67,9 @@ REFUSED = {
     "ui": "is served by a userfaultfd",
     "ss": "is a shadow stack",
     "sl": "is sealed by mseal",
-    "lf": "is locked on fault",
 }
+
+_NAMED_SHARED = shared_memory.NAMED_ANONYMOUS
 
 Flags = dict[tuple[int, int, str, int, str], tuple[str, ...]]
 
@@ -89,13 +90,19 @@ def is_special(area: procfs.Area) -> bool:
     return area.name in vdso.NAMES or area.name in vdso.OTHER
 
 
-def capture(capture: Capture, areas: Sequence[procfs.Area], flags: Flags) -> tuple[Mapping, ...]:
+def capture(
+    capture: Capture,
+    areas: Sequence[procfs.Area],
+    flags: Flags,
+    policies: memory_policy.Policies | None = None,
+) -> tuple[Mapping, ...]:
     """The mappings as records; what cannot be had again is refused."""
+    bound = {} if policies is None else policies
     found: list[Mapping] = []
     for area in areas:
         if is_special(area):
             continue
-        mapping = _mapping(capture, area, flags.get(key(area), ()))
+        mapping = _mapping(capture, area, flags.get(key(area), ()), bound.get(area.start))
         if found and _alike(found[-1], mapping):
             found[-1] = Mapping(
                 **{
@@ -110,11 +117,17 @@ def capture(capture: Capture, areas: Sequence[procfs.Area], flags: Flags) -> tup
     return tuple(found)
 
 
-def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Mapping:
+def _mapping(
+    capture: Capture, area: procfs.Area, flags: tuple[str, ...], policy: MemoryPolicy | None
+) -> Mapping:
     named = shared_memory.named_in_utf8(capture, area.name)
     label = (area.name if named else "") or "anonymous"
     subject = f"memory {area.start:#x}-{area.end:#x} ({label})"
-    for flag in flags:
+    without_path = area.name != area.path or area.name.startswith("anon_inode:")
+    refusal = shared_memory.refusal(area.path) if without_path else None
+    if refusal is not None:
+        capture.refuse(subject, *refusal)
+    for flag in flags if refusal is None else ():
         if flag in REFUSED:
             capture.refuse(subject, REFUSED[flag], "release it before the snapshot")
         elif flag not in KEPT and flag not in DERIVED:
@@ -123,14 +136,14 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
         capture.report(subject, "replaced", "is wiped in a restored copy, as in a forked child")
     file = backing = None
     segment = system_v.is_segment(area.device, area.path)
-    if (area.inode or segment) and named:
+    if (area.inode or segment) and named and refusal is None:
         if shared_memory.is_object(capture, area):
             backing = shared_memory.object_of(capture, area)
         else:
             file = capture.file(area.name, area.inode)
             if area.shared and "mw" in flags:
                 _tell_shared(capture, area.name)
-    name = area.name if not (area.inode or segment) else ""
+    unnamed = not (area.inode or segment) or area.name.startswith(_NAMED_SHARED)
     return Mapping(
         start=area.start,
         end=area.end,
@@ -144,8 +157,8 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
         ),
         file=file,
         object=backing,
-        name=name,
-        policy=capture.policies.get(area.start),
+        name=area.name if unnamed else "",
+        policy=policy,
     )
 
 
@@ -197,8 +210,8 @@ def _spans(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
 # --- rebuild -----------------------------------------------------------------------------------
 
 
-def rebuild_mappings(build: Build) -> list[Batch | Fill]:
-    """Map everything, writable where it will be filled."""
+def rebuild_mappings(build: Build) -> Batch:
+    """Map everything, writable where it will be filled; shared memory is mapped already."""
     batch = Batch("map memory")
     memory = build.process.memory
     opened: dict[tuple[int, bool], Cell] = {}
@@ -209,7 +222,7 @@ def rebuild_mappings(build: Build) -> list[Batch | Fill]:
     for cell in opened.values():
         batch.call("close", cell)
     memory_policy.rebuild_of_areas(build, batch)
-    return [*shared_memory.rebuild(build), batch]
+    return batch
 
 
 def _map(
@@ -252,10 +265,10 @@ def _advise(batch: Batch, mapping: Mapping) -> None:
     for flag, advice in ADVICE.items():
         if flag in mapping.flags:
             batch.call("madvise", mapping.start, length, advice, check=False, note=note)
-    if mapping.name.startswith("[anon:"):
-        label = mapping.name[6:-1].encode() + b"\0"
+    if mapping.name.startswith(("[anon:", _NAMED_SHARED)):
+        label = mapping.name.partition(":")[2][:-1].encode() + b"\0"
         words = (PR_SET_VMA, PR_SET_VMA_ANON_NAME, mapping.start, length)
-        batch.call("prctl", *words, label, check=False, note=note)
+        batch.call("prctl", *words, label, optional=f"name of {note}", note=note)
 
 
 def _while_filling(mapping: Mapping) -> int:
@@ -286,8 +299,7 @@ def rebuild_protection(build: Build) -> Batch:
                 for advice in (MADV_POPULATE_WRITE, MADV_DONTNEED):
                     batch.call("madvise", mapping.start, PAGE, advice, check=False, note=note)
             batch.call("mprotect", mapping.start, length, mapping.protection, note=note)
-        if "lo" in mapping.flags:
-            batch.call("mlock", mapping.start, length, note=note)
+        memory_locks.rebuild(batch, mapping, note)
     for address, length in RUN.iter_unpack(build.process.memory.guards):
         batch.call("madvise", address, length, MADV_GUARD_INSTALL, note=f"guard {address:#x}")
     return batch

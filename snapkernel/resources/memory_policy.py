@@ -30,6 +30,10 @@ MODES = {
 FLAGS = {"static": 1 << 15, "relative": 1 << 14, "balancing": 1 << 13}
 
 
+Policies = dict[int, MemoryPolicy]
+"""Of the areas that have one of their own, by their first addresses."""
+
+
 class Question:
     """The call that asks a thread, as part of a batch that is run by somebody else."""
 
@@ -47,7 +51,7 @@ class Question:
         return MemoryPolicy(mode=mode, nodes=tuple(nodes))
 
 
-def of_areas(pid: int, areas: Sequence[procfs.Area]) -> dict[int, MemoryPolicy]:
+def of_areas(pid: int, areas: Sequence[procfs.Area]) -> Policies:
     """Policies of areas that have one of their own, by their first addresses.
 
     The others show that of the main thread; which one that is, the vdso shows, which nobody binds.
@@ -56,7 +60,7 @@ def of_areas(pid: int, areas: Sequence[procfs.Area]) -> dict[int, MemoryPolicy]:
         lines = procfs.text(f"/proc/{pid}/numa_maps").split("\n")
     except FileNotFoundError:
         return {}
-    found: dict[int, MemoryPolicy] = {}
+    found: Policies = {}
     for line in lines:
         # A policy may have a blank in its name: what follows it is "file=", "anon=" and the like.
         start, _, rest = line.partition(" ")

@@ -1,7 +1,8 @@
-"""An open file description (open(2)) of the process, held by a descriptor of our own.
+"""An open file description (open(2)) of the processes, held by a descriptor of our own.
 
 pidfd_getfd(2) (Linux 5.6) gives us the same description, so it can be asked with any system call;
-kcmp(2) tells which descriptors share one. Nothing runs in the process for that.
+kcmp(2) tells which descriptors share one, be it in one process or in several. Nothing runs in the
+processes for that.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class OpenFile:
 
     Attributes:
         index: into ``Manifest.descriptions``.
-        numbers: descriptors of the process that refer to it.
+        pid: of the first process that has it.
+        numbers: descriptors of that process that refer to it.
         link: what ``/proc/PID/fd/N`` points to.
         info: ``/proc/PID/fdinfo/N``, whole.
+        locks: ``lock:`` lines of fdinfo, each with the pid of the process it was read from.
         status: fstat(2).
         descriptor: our own.
     """
@@ -39,6 +42,7 @@ class OpenFile:
     info: str
     status: os.stat_result
     descriptor: int
+    locks: list[tuple[int, str]] = field(default_factory=list)
 
     def close(self) -> None:
         """Let go of the description."""
@@ -74,7 +78,8 @@ class OpenFile:
     @cached_property
     def family(self) -> int:
         """Address family of a socket, -1 for anything else."""
-        return int(self.socket.family) if stat.S_ISSOCK(self.status.st_mode) else -1
+        is_socket = stat.S_ISSOCK(self.status.st_mode) and not self.only_path
+        return int(self.socket.family) if is_socket else -1
 
     @property
     def position(self) -> int:
@@ -82,14 +87,19 @@ class OpenFile:
         return int(self.field("pos"))
 
     @property
+    def only_path(self) -> bool:
+        """Opened with O_PATH: it can neither be read nor written, nor asked for much."""
+        return bool(self.flags & os.O_PATH)
+
+    @property
     def readable(self) -> bool:
         """Opened for reading."""
-        return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+        return self.flags & (os.O_ACCMODE | os.O_PATH) in (os.O_RDONLY, os.O_RDWR)
 
     @property
     def writable(self) -> bool:
         """Opened for writing."""
-        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+        return self.flags & (os.O_ACCMODE | os.O_PATH) in (os.O_WRONLY, os.O_RDWR)
 
     @property
     def device(self) -> str:
@@ -104,22 +114,26 @@ class OpenFile:
 
 @dataclass
 class Table:
-    """The descriptor table of a process.
+    """The descriptor tables of processes.
 
     Attributes:
         files: the descriptions, by index.
-        entries: ``(number, index, close-on-exec)``, ascending.
+        entries: of each process: ``(number, index, close-on-exec)``, ascending.
         similar: descriptions that may be the same, in kcmp's order.
     """
 
-    pid: int
     files: list[OpenFile] = field(default_factory=list)
-    entries: list[tuple[int, int, bool]] = field(default_factory=list)
+    entries: dict[int, list[tuple[int, int, bool]]] = field(default_factory=dict)
     similar: dict[tuple[str, int, int], list[OpenFile]] = field(default_factory=dict)
 
-    def by_number(self, number: int) -> OpenFile | None:
-        """What a descriptor refers to."""
-        return next((self.files[i] for n, i, _ in self.entries if n == number), None)
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes, by their pids on this host."""
+        return tuple(self.entries)
+
+    def by_number(self, pid: int, number: int) -> OpenFile | None:
+        """What a descriptor of a process refers to."""
+        return next((self.files[i] for n, i, _ in self.entries[pid] if n == number), None)
 
     def by_inode(self, inode: int, prefix: str) -> list[OpenFile]:
         """Descriptions whose link has this prefix, with this inode."""
@@ -127,29 +141,36 @@ class Table:
 
 
 @contextmanager
-def open_table(pid: int) -> Iterator[Table]:
-    """Look at the descriptor table; our own descriptors are closed at the end of the block.
+def open_table(*pids: int) -> Iterator[Table]:
+    """Look at the descriptor tables; our own descriptors are closed at the end of the block.
 
     Raises:
-        TargetError: the process may not be examined.
+        TargetError: a process may not be examined.
     """
-    table = Table(pid)
+    table = Table()
+    try:
+        for pid in pids:
+            _add_all(table, pid)
+        yield table
+    finally:
+        for file in table.files:
+            file.close()
+
+
+def _add_all(table: Table, pid: int) -> None:
+    table.entries[pid] = []
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         raise TargetError(f"process {pid}", "there is no such process") from None
     try:
         for number in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
-            _add(table, handle, number)
-        yield table
+            _add(table, pid, handle, number)
     finally:
         os.close(handle)
-        for file in table.files:
-            file.close()
 
 
-def _add(table: Table, handle: int, number: int) -> None:
-    pid = table.pid
+def _add(table: Table, pid: int, handle: int, number: int) -> None:
     try:
         link = os.readlink(f"/proc/{pid}/fd/{number}")
         info = procfs.text(f"/proc/{pid}/fdinfo/{number}")
@@ -165,24 +186,38 @@ def _add(table: Table, handle: int, number: int) -> None:
     flags = int(info.partition("flags:")[2].split(None, 1)[0], 8)
     status = os.fstat(descriptor)
     similar = table.similar.setdefault((link, status.st_ino, flags & ~os.O_CLOEXEC), [])
-    position, same = _find(pid, similar, number)
+    position, same = find_same(pid, similar, number)
     if same is None:
         same = OpenFile(len(table.files), pid, [], link, info, status, descriptor)
         table.files.append(same)
         similar.insert(position, same)
     else:
         os.close(descriptor)
-    same.numbers.append(number)
-    table.entries.append((number, same.index, bool(flags & os.O_CLOEXEC)))
+    if same.pid == pid:
+        same.numbers.append(number)
+    if "lock:" in info:
+        note_locks(same, pid, info)
+    table.entries[pid].append((number, same.index, bool(flags & os.O_CLOEXEC)))
 
 
-def _find(pid: int, ordered: list[OpenFile], number: int) -> tuple[int, OpenFile | None]:
+def note_locks(file: OpenFile, pid: int, info: str) -> None:
+    """fdinfo lists what was locked through the description, and what the process has locked."""
+    seen = {line for _, line in file.locks}
+    for line in info.splitlines():
+        if line.startswith("lock:") and line not in seen:
+            words = line.split()
+            owner = int(words[5]) if len(words) > 5 and words[5].isdecimal() else pid
+            file.locks.append((owner, line))
+
+
+def find_same(pid: int, ordered: list[OpenFile], number: int) -> tuple[int, OpenFile | None]:
     """Where a descriptor's description is, or belongs, among similar ones: kcmp(2) answers 0 for
     the same, 1 for less and 2 for greater, in an order of its own."""
     low, high = 0, len(ordered)
     while low < high:
         middle = (low + high) // 2
-        order = lib.sk_kcmp_file(pid, number, ordered[middle].numbers[0])
+        other = ordered[middle]
+        order = lib.sk_kcmp_file(pid, number, other.pid, other.numbers[0])
         if order == 0:
             return middle, ordered[middle]
         if order < 0:

@@ -55,14 +55,14 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> PipeEnd | None:
         capture.pipe_index[key] = len(capture.pipes)
         reader = next((end for end in ends if end.readable), None)
         size = fcntl.fcntl(file.descriptor, F_GETPIPE_SZ)
-        pieces = _queued(reader.descriptor, size) if reader else []
+        pieces = queued(reader.descriptor, size) if reader else []
         if not any(end.flags & os.O_DIRECT for end in ends if end.writable):
             pieces = [b"".join(pieces)] if pieces else []
         capture.pipes.append(Pipe(size=size, data=tuple(pieces)))
     return PipeEnd(flags=file.flags, pipe=capture.pipe_index[key], writable=file.writable)
 
 
-def _queued(reader: int, size: int) -> list[bytes]:
+def queued(reader: int, size: int) -> list[bytes]:
     """A copy of what waits in the pipe. A read ends with a packet, if it is one (pipe(2))."""
     out, into = os.pipe()
     try:

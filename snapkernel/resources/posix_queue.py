@@ -97,7 +97,7 @@ def _messages(
     capture: Capture, file: OpenFile, size: int, count: int
 ) -> tuple[tuple[int, bytes], ...] | None:
     """Take all and put them back, through a description that may do both and never waits."""
-    agent = capture.agent
+    agent = capture.members[file.pid].agent
     assert agent is not None
     batch = Batch("look at messages")
     opened = Cell("queue")

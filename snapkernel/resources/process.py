@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import struct
@@ -18,12 +17,11 @@ from snapkernel.constants import (
     PR_SET_MM,
     PR_SET_MM_MAP,
     PR_SET_THP_DISABLE,
-    WALL,
 )
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space, Words
-from snapkernel.model import Attributes, MemoryLayout, Note
-from snapkernel.resources import attributes, system_v
+from snapkernel.model import Attributes, FutureLocks, MemoryLayout, Note, Zombie
+from snapkernel.resources import attributes, memory_locks, system_v
 from snapkernel.resources.context import Build, Capture
 
 _UNLIMITED = (1 << 64) - 1
@@ -39,6 +37,7 @@ class Identity:
     ppid: int
     pgid: int
     sid: int
+    exit_signal: int
     executable: str
     file: int
     arguments: tuple[str, ...]
@@ -80,12 +79,28 @@ def capture_identity(capture: Capture) -> Identity:
         ppid=_inner_parent(int(status["PPid"]), len(status["NSpid"].split())),
         pgid=procfs.innermost(status["NSpgid"]),
         sid=procfs.innermost(status["NSsid"]),
+        exit_signal=max(int(stat[38 - 3]), 0),
         executable=executable,
         file=max(file, 0),
         arguments=tuple(word.decode(errors="replace") for word in raw[:-1]),
         working_directory=directory,
         umask=int(status.get("Umask", "022"), 8),
         oom_score_adj=int(procfs.text(f"/proc/{pid}/oom_score_adj")),
+    )
+
+
+def capture_zombie(pid: int) -> Zombie:
+    """A child that has ended; its status is in ``/proc/PID/stat`` (Linux 3.5) for who may trace
+    its parent."""
+    status, stat = procfs.status(pid), procfs.stat(pid)
+    return Zombie(
+        pid=procfs.innermost(status["NSpid"]),
+        ppid=_inner_parent(int(status["PPid"]), len(status["NSpid"].split())),
+        pgid=procfs.innermost(status["NSpgid"]),
+        sid=procfs.innermost(status["NSsid"]),
+        status=int(stat[52 - 3]),
+        exit_signal=max(int(stat[38 - 3]), 0),
+        name=status["Name"],
     )
 
 
@@ -120,32 +135,11 @@ def _refuse_namespaces(capture: Capture) -> None:
 
 def _mounts(pid: int) -> set[tuple[str, str]]:
     """Device and place of every mount, without those of /proc: a restored process has its own."""
-    fields = (line.split() for line in procfs.text(f"/proc/{pid}/mountinfo").split("\n") if line)
     return {
-        (f"{words[2]} {words[3]}", words[4])
-        for words in fields
-        if words[4] != "/proc" and not words[4].startswith("/proc/")
+        (f"{mount.device} {mount.root}", mount.place)
+        for mount in procfs.mounts(pid)
+        if mount.place != "/proc" and not mount.place.startswith("/proc/")
     }
-
-
-def _has_children(agent: Agent) -> bool:
-    """Whether the process has any child, in any state: waitid(2) says ECHILD when not."""
-    batch = Batch("ask for children")
-    options = os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT | WALL
-    call = batch.call("waitid", os.P_ALL, 0, 0, options, 0, check=False)
-    agent.run(batch)
-    return call.result != -errno.ECHILD
-
-
-def _refuse_children(capture: Capture) -> None:
-    for child in procfs.children(capture.pid):
-        name = procfs.status(child)["Name"]
-        zombie = procfs.status(child)["State"].startswith("Z")
-        capture.refuse(
-            f"child process {child} ({name})",
-            "has ended but was not waited for" if zombie else "process trees cannot be saved yet",
-            "wait for it" if zombie else "end it, or wait until it ends, before the snapshot",
-        )
 
 
 def _refuse_strange(capture: Capture, status: dict[str, str]) -> None:
@@ -157,8 +151,6 @@ def _refuse_strange(capture: Capture, status: dict[str, str]) -> None:
             "the first process of a pid namespace cannot be saved",
             "start it below an init, such as `tini` or `docker run --init`",
         )
-    if capture.agent is None or _has_children(capture.agent):
-        _refuse_children(capture)
     if status.get("Seccomp", "0") != "0":
         capture.refuse(
             "seccomp filter",
@@ -182,7 +174,8 @@ class Settings:
     thp_disabled: bool
     thp_except_advised: bool
     attributes: Attributes
-    ipc_used: tuple[int, int, int]
+    ipc_used: system_v.Used
+    locks_future_memory: FutureLocks
 
 
 def capture_settings(agent: Agent) -> Settings:
@@ -193,6 +186,7 @@ def capture_settings(agent: Agent) -> Settings:
     batch.call("prctl", PR_GET_CHILD_SUBREAPER, subreaper)
     huge = batch.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, check=False)
     further, ipc = attributes.Question(batch), system_v.Question(batch)
+    locks = memory_locks.Question(batch, agent)
     agent.run(batch)
     state = max(huge.result or 0, 0)
     return Settings(
@@ -202,6 +196,7 @@ def capture_settings(agent: Agent) -> Settings:
         thp_except_advised=bool(state & _THP_EXCEPT_ADVISED),
         attributes=further.answer(),
         ipc_used=ipc.answer(),
+        locks_future_memory=locks.answer(),
     )
 
 

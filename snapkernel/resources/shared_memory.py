@@ -16,13 +16,12 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from snapkernel import procfs
 from snapkernel.constants import (
     F_ADD_SEALS,
-    F_DUPFD_CLOEXEC,
     F_GET_SEALS,
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
@@ -39,13 +38,15 @@ from snapkernel.constants import (
 from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
-from snapkernel.model import Content, Mapping, Note, Segment, SharedMemory
-from snapkernel.resources import system_v
+from snapkernel.model import Content, Manifest, Mapping, Note, Process, Segment, SharedMemory
+from snapkernel.resources import system_v, unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
 from snapkernel.resources.mapped_view import MappedSource, View, look
 from snapkernel.resources.system_v import is_segment
 
 SEAL_SEAL = 1
+NAMED_ANONYMOUS = "[anon_shmem:"
+"""How /proc names shared anonymous memory that prctl(2), PR_SET_VMA, gave a name (Linux 6.2)."""
 _LONGEST_NAME = 249  # memfd_create(2)
 WAYS_TO_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW | os.O_TMPFILE
 
@@ -56,16 +57,20 @@ class SharedObject:
 
     Attributes:
         index: into ``Manifest.shared_memory``.
-        areas: mappings of it.
+        holder: the first process that maps it.
+        areas: mappings of it, in that process.
         link: where to open it, if the process has it open.
+        linkable: made with O_TMPFILE.
         id: of a System V segment, with ``size`` and ``segment`` once they are known.
     """
 
     index: int
     kind: str
     name: str
+    holder: Capture | None = None
     areas: list[procfs.Area] = field(default_factory=list)
     link: str = ""
+    linkable: bool = False
     id: int = 0
     size: int = 0
     segment: Segment | None = None
@@ -86,23 +91,41 @@ class SharedObject:
         return f"{self.kind.replace('-', ' ')} {self.name}"
 
 
-def kind_of(device: str, path: str) -> tuple[str, str]:
-    """Kind and name of an object from how /proc names it."""
-    if path == "/dev/zero":
+_REFUSED = {
+    "/[aio]": ("asynchronous I/O contexts cannot be saved", "end it (io_destroy)"),
+    "/secretmem": ("secret memory (memfd_secret) cannot be saved", "release it"),
+    "anon_inode:": ("is shared with the kernel, which cannot be saved", "unmap it"),
+}
+
+
+def refusal(path: str) -> tuple[str, str] | None:
+    """Reason and remedy, when /proc names a kind of memory that cannot be saved."""
+    return next((why for name, why in _REFUSED.items() if path.startswith(name)), None)
+
+
+def kind_of(device: str, path: str) -> tuple[str, str] | None:
+    """Kind and name of an object from how /proc names it; ``None`` for a kind that is refused."""
+    if path == "/dev/zero" or path.startswith(NAMED_ANONYMOUS):
         return "anonymous", ""
     if path.startswith("/memfd:"):
         return "memfd", path.removeprefix("/memfd:")
     if is_segment(device, path):
         return system_v.KIND, path
+    if refusal(path) is not None:
+        return None
     return "deleted-file", path
 
 
-def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject:
+def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject | None:
     """The object of a mapping or descriptor, made known when it is new."""
     key = _key(device, inode, path)
     known = capture.objects.get(key)
     if known is None:
-        known = SharedObject(len(capture.objects), *kind_of(device, path), id=inode)
+        kind = kind_of(device, path)
+        if kind is None:
+            return None
+        known = SharedObject(len(capture.objects), *kind, id=inode)
+        known.linkable = unnamed_file.is_unnamed(path, inode)
         capture.objects[key] = known
     return known
 
@@ -115,6 +138,8 @@ def _key(device: str, inode: int, path: str) -> tuple[str, int]:
 def is_object(capture: Capture, area: procfs.Area) -> bool:
     """An area maps something that has no path. A file may also be *called* ``x (deleted)``."""
     if is_segment(area.device, area.path):
+        return True
+    if area.inode and area.name.startswith(NAMED_ANONYMOUS):
         return True
     if not area.inode or not area.name.endswith(" (deleted)"):
         return False
@@ -143,12 +168,18 @@ def register(capture: Capture, areas: Sequence[procfs.Area]) -> None:
     """Make the objects of all mappings known."""
     for area in areas:
         if is_object(capture, area) and named_in_utf8(capture, area.name):
-            find(capture, area.device, area.inode, area.path).areas.append(area)
+            known = find(capture, area.device, area.inode, area.path)
+            if known is not None:
+                known.holder = known.holder or capture
+                if known.holder is capture:
+                    known.areas.append(area)
 
 
 def object_of(capture: Capture, area: procfs.Area) -> int | None:
     """Index of the object that an area maps."""
     known = find(capture, area.device, area.inode, area.path)
+    if known is None:
+        return None  # refused by its name
     if capture.target is not None and known.index >= len(capture.shared_memory):
         capture.refuse(known.subject, "was deleted while the snapshot was taken", "try again")
         return None
@@ -179,7 +210,7 @@ class FileSource:
 def save(capture: Capture) -> None:
     """Read the contents of all objects; their descriptors are open now."""
     found = sorted(capture.objects.values(), key=lambda known: known.index)
-    capture.shared_memory = tuple(_record(capture, known) for known in found)
+    capture.shared_memory += [_record(known.holder or capture, known) for known in found]
 
 
 def _record(capture: Capture, known: SharedObject) -> SharedMemory:
@@ -209,6 +240,7 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
             size=size,
             seals=seals,
             mode=mode,
+            linkable=known.linkable,
             content=content,
             segment=known.segment,
         )
@@ -273,55 +305,49 @@ def _tell_unseen(capture: Capture, known: SharedObject, view: View, size: int) -
 # --- rebuild -----------------------------------------------------------------------------------
 
 
-def rebuild(build: Build) -> list[Batch | Fill]:
-    """Make every object, fill it through a temporary mapping, and map it where it was mapped."""
-    steps: list[Batch | Fill] = []
+def stage(build: Build, start: int) -> None:
+    """Choose where objects without a descriptor are mapped until every process has mapped them."""
     for index, record in enumerate(build.manifest.shared_memory):
-        mappings = [m for m in build.process.memory.mappings if m.object == index]
-        length = max(-(-record.size // PAGE) * PAGE, PAGE)
+        if record.kind in ("anonymous", system_v.KIND):
+            build.staging[index] = start
+            start += staged_size(build.manifest, index)
+
+
+def staged_size(manifest: Manifest, index: int) -> int:
+    """Bytes that an object takes of the address space for its filling."""
+    size = max(manifest.shared_memory[index].size, PAGE)
+    extents = [m.offset + m.end - m.start for m in _mappings_of(manifest.processes, index)]
+    return -(-max([size, *extents]) // PAGE) * PAGE
+
+
+def _mappings_of(processes: Iterable[Process], index: int) -> Iterator[Mapping]:
+    return (m for process in processes for m in process.memory.mappings if m.object == index)
+
+
+def rebuild_objects(build: Build) -> Iterator[Batch | Fill]:
+    """Make every object and fill it through a temporary mapping."""
+    for index, record in enumerate(build.manifest.shared_memory):
+        length = staged_size(build.manifest, index)
         if record.kind == "anonymous":
-            length = max([length, *(m.offset + m.end - m.start for m in mappings)])
-            steps += _anonymous(build, record, mappings, length)
+            flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+            if any("nr" in m.flags for m in _mappings_of(build.manifest.processes, index)):
+                flags |= MAP_NORESERVE  # the commit limit may be far below a sparse area's size
+            make = Batch("make shared anonymous memory")
+            at = build.staging[index]
+            make.call("mmap", at, length, PROT_READ | PROT_WRITE, flags, -1, 0)
+            yield make
+            yield Fill("shared anonymous memory", record.content, at)
         elif record.kind == system_v.KIND:
-            steps += system_v.rebuild_segment(build, record, mappings, length)
+            yield from system_v.rebuild_segment(build, record, build.staging[index])
         else:
-            steps += _with_descriptor(build, index, record, mappings, length)
-    return steps
-
-
-def _anonymous(
-    build: Build, record: SharedMemory, mappings: list[Mapping], length: int
-) -> list[Batch | Fill]:
-    make = Batch("make shared anonymous memory")
-    flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-    if any("nr" in mapping.flags for mapping in mappings):
-        flags |= MAP_NORESERVE  # the commit limit may be far below the size of a sparse area
-    make.call("mmap", build.hole, length, PROT_READ | PROT_WRITE, flags, -1, 0)
-    place = Batch("map shared anonymous memory")
-    for mapping in mappings:
-        size = mapping.end - mapping.start
-        note = f"memory {mapping.start:#x}-{mapping.end:#x}"
-        place.call(
-            "mremap",
-            build.hole + mapping.offset,
-            0,
-            size,
-            MREMAP_MAYMOVE | MREMAP_FIXED,
-            mapping.start,
-            note=note,
-        )
-        if mapping.protection != PROT_READ | PROT_WRITE:
-            place.call("mprotect", mapping.start, size, mapping.protection, note=note)
-    place.call("munmap", build.hole, length)
-    return [make, Fill("shared anonymous memory", record.content, build.hole), place]
+            yield from _with_descriptor(build, index, record, length)
 
 
 def _with_descriptor(
-    build: Build, index: int, record: SharedMemory, mappings: list[Mapping], length: int
-) -> list[Batch | Fill]:
+    build: Build, index: int, record: SharedMemory, length: int
+) -> Iterator[Batch | Fill]:
     note = f"{record.kind} {record.name}"
-    fresh, cell = Cell("fresh"), Cell(f"object{index}")
-    build.object_cells[index] = cell
+    fresh, held = Cell("fresh"), build.held_object(index)
     make = Batch(f"make {note}")
     if record.kind == "memfd":
         flags = MFD_CLOEXEC | (0 if record.seals == SEAL_SEAL else MFD_ALLOW_SEALING)
@@ -331,34 +357,75 @@ def _with_descriptor(
         build.notes.append(Note(object=note, status="replaced", reason=reason))
         name = os.fsencode(record.name)[-_LONGEST_NAME:] + b"\0"
         make.call("memfd_create", name, MFD_CLOEXEC, store=fresh, note=note)
+    elif unnamed_file.can_be_had(build, record, note):
+        unnamed_file.make(make, record, fresh, note)
     else:
         path = _free_name(record.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         make.call("openat", AT_FDCWD, path, flags, 0o600, store=fresh, note=note)
         make.call("unlinkat", AT_FDCWD, path, 0, note=note)
-    make.call("fcntl", fresh, F_DUPFD_CLOEXEC, build.high, store=cell)
+    make.call("dup3", fresh, held, os.O_CLOEXEC)
     make.call("close", fresh)
-    make.call("ftruncate", cell, record.size, note=note)
-    make.call("fchmod", cell, record.mode or 0o600, note=note)
+    make.call("ftruncate", held, record.size, note=note)
+    make.call("fchmod", held, record.mode or 0o600, note=note)
     shared = MAP_SHARED | MAP_FIXED_NOREPLACE
-    make.call("mmap", build.hole, length, PROT_READ | PROT_WRITE, shared, cell, 0, note=note)
-    place = Batch(f"map {note}")
-    place.call("munmap", build.hole, length)
+    make.call("mmap", build.hole, length, PROT_READ | PROT_WRITE, shared, held, 0, note=note)
+    yield make
+    yield Fill(note, record.content, build.hole)
+    unmap = Batch(f"unmap {note}")
+    unmap.call("munmap", build.hole, length)
+    yield unmap
+
+
+def rebuild_mappings(build: Build) -> Batch:
+    """Map the objects where this process had them."""
+    batch = Batch("map shared memory")
+    for index, record in enumerate(build.manifest.shared_memory):
+        mappings = list(_mappings_of([build.process], index))
+        if record.kind == "anonymous":
+            _map_anonymous(build, batch, index, mappings)
+            continue
+        if record.segment is not None:
+            room = staged_size(build.manifest, index)
+            system_v.rebuild_mappings(build, batch, record.segment, build.staging[index], mappings)
+            batch.call("munmap", build.staging[index], room)
+            continue
+        note, held = f"{record.kind} {record.name}", build.held_object(index)
+        readers = [m for m in mappings if m.shared and "mw" not in m.flags]
+        for mapping in mappings:
+            if mapping not in readers:
+                _map(batch, mapping, held, note)
+        if readers:
+            reader = reopen(build, batch, held, os.O_RDONLY, note)
+            for mapping in readers:
+                _map(batch, mapping, reader, note)
+            batch.call("close", reader)
+    return batch
+
+
+def _map_anonymous(build: Build, batch: Batch, index: int, mappings: Sequence[Mapping]) -> None:
+    at = build.staging[index]
     for mapping in mappings:
-        if not mapping.shared or "mw" in mapping.flags:
-            _map(place, mapping, cell, note)
-    if record.kind == "memfd" and record.seals & ~SEAL_SEAL:
-        place.call("fcntl", cell, F_ADD_SEALS, record.seals, note=note)
-    readers = [m for m in mappings if m.shared and "mw" not in m.flags]
-    if readers:
-        reader = reopen(build, place, cell, os.O_RDONLY, note)
-        for mapping in readers:
-            _map(place, mapping, reader, note)
-        place.call("close", reader)
-    return [make, Fill(note, record.content, build.hole), place]
+        size = mapping.end - mapping.start
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        note = f"memory {mapping.start:#x}-{mapping.end:#x}"
+        batch.call("mremap", at + mapping.offset, 0, size, flags, mapping.start, note=note)
+        if mapping.protection != PROT_READ | PROT_WRITE:
+            batch.call("mprotect", mapping.start, size, mapping.protection, note=note)
+    batch.call("munmap", at, staged_size(build.manifest, index))
 
 
-def _map(batch: Batch, mapping: Mapping, descriptor: Cell, note: str) -> None:
+def rebuild_seals(build: Build) -> Batch:
+    """When every process has mapped what it may write."""
+    batch = Batch("seal memfds")
+    for index, record in enumerate(build.manifest.shared_memory):
+        if record.kind == "memfd" and record.seals & ~SEAL_SEAL:
+            held, note = build.held_object(index), f"{record.kind} {record.name}"
+            batch.call("fcntl", held, F_ADD_SEALS, record.seals, note=note)
+    return batch
+
+
+def _map(batch: Batch, mapping: Mapping, descriptor: int | Cell, note: str) -> None:
     protection = mapping.protection
     if not mapping.shared and "ac" in mapping.flags:
         protection |= PROT_WRITE
@@ -377,11 +444,11 @@ def _map(batch: Batch, mapping: Mapping, descriptor: Cell, note: str) -> None:
     )
 
 
-def reopen(build: Build, batch: Batch, cell: Cell, flags: int, note: str) -> Cell:
+def reopen(build: Build, batch: Batch, descriptor: int | Cell, flags: int, note: str) -> Cell:
     """A new description of an object, through a number that is known when the batch is made."""
     number = build.high - 1
     fresh = Cell("reopened")
-    batch.call("dup3", cell, number, os.O_CLOEXEC, note=note)
+    batch.call("dup3", descriptor, number, os.O_CLOEXEC, note=note)
     path = f"/proc/self/fd/{number}\0".encode()
     batch.call("openat", AT_FDCWD, path, flags & ~WAYS_TO_OPEN, store=fresh, note=note)
     batch.call("close", number)

@@ -25,6 +25,8 @@ RECORDS = (Stream,)
 def is_stream(capture: Capture, file: OpenFile, table: Table) -> bool:
     """Comes back as a new stream."""
     mode = file.status.st_mode
+    if file.only_path:
+        return False
     if stat.S_ISCHR(mode):
         masters = any(_is_master(other) for other in table.files)
         return os.isatty(file.descriptor) and not _is_master(file) and not masters
@@ -75,7 +77,7 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> Stream:
 def create(build: Build, batch: Batch, record: Stream, index: int) -> None:
     """The stream was inherited by the stub; it only gets its flags. Several may lead to it."""
     away = Cell(f"d{index}")
-    batch.call("fcntl", build.stream_cells[record.stream], F_DUPFD_CLOEXEC, build.high, store=away)
+    batch.call("fcntl", build.stream_cells[record.stream], F_DUPFD_CLOEXEC, build.above, store=away)
     number = build.place(batch, away, index)
     flags = record.flags & (os.O_APPEND | os.O_NONBLOCK)
     if flags & os.O_NONBLOCK:

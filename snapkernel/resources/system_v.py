@@ -19,12 +19,12 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
 from snapkernel import procfs
-from snapkernel.arch import Architecture
 from snapkernel.constants import MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE
 from snapkernel.freeze.agent import PAGE, Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from snapkernel.resources.shared_memory import SharedObject
 
 KIND = "system-v"
+Used = tuple[int, int, int]
+"""How many indices may be in use by segments, semaphores and queues."""
 _NAME = re.compile(r"/SYSV[0-9a-f]{8}")
 _IPC_CREAT, _IPC_EXCL, _IPC_NOWAIT = 0o1000, 0o2000, 0o4000
 _IPC_RMID, _IPC_SET, _IPC_PRIVATE = 0, 1, 0
@@ -106,8 +108,8 @@ class Question:
             batch.call("msgctl", 0, _MSG_INFO, queues, check=False),
         ]
 
-    def answer(self) -> tuple[int, int, int]:
-        """How many indices may be in use by segments, semaphores and queues."""
+    def answer(self) -> Used:
+        """After the run."""
         found = []
         for call, space, used in zip(self._calls, self._spaces, (0, 7, 0), strict=True):
             in_use = struct.unpack_from("=i", space.data, 4 * used)[0]
@@ -134,6 +136,7 @@ class Attached:
 
 def explain(capture: Capture) -> None:
     """What a look from outside tells."""
+    refuse_several(capture)
     for known in _segments(capture):
         capture.saved(known.subject)
     if any(_segments(capture)):
@@ -152,16 +155,25 @@ def _segments(capture: Capture) -> list[SharedObject]:
     return [known for known in capture.objects.values() if known.kind == KIND]
 
 
-def capture(
-    capture: Capture, agent: Agent, architecture: Architecture, used: tuple[int, int, int], pid: int
-) -> Attached:
-    """Find the process's objects; ``pid`` is as it sees itself. What it has not attached is
-    attached meanwhile, to be read with all shared memory.
+def refuse_several(capture: Capture) -> None:
+    """Refuse processes of which some are in another IPC namespace than the first."""
+    first = os.readlink(f"/proc/{capture.pid}/ns/ipc")
+    for pid in capture.members:
+        if os.readlink(f"/proc/{pid}/ns/ipc") != first:
+            reason = "is in another IPC namespace than the first process of the snapshot"
+            capture.refuse(f"process {pid}", reason, "end it")
+
+
+def capture(capture: Capture, used: Used, pids: set[int]) -> Attached:
+    """Find the objects of processes; ``pids`` are as they see themselves. What none of them has
+    attached is attached in the first of them meanwhile, to be read with all shared memory.
     """
     attached = Attached()
+    refuse_several(capture)
     if not any(used) and not any(_segments(capture)):
         return attached
-    found = _Found(capture, agent, architecture, pid, lives_apart(capture.pid))
+    assert capture.agent is not None
+    found = _Found(capture, capture.agent, pids, lives_apart(capture.pid))
     found.look(used)
     found.segments(attached)
     found.semaphores()
@@ -174,17 +186,16 @@ def capture(
 class _Found:
     """The objects of the namespace, by id, with the fields of their status."""
 
-    def __init__(
-        self, capture: Capture, agent: Agent, architecture: Architecture, pid: int, everything: bool
-    ) -> None:
+    def __init__(self, capture: Capture, agent: Agent, pids: set[int], everything: bool) -> None:
+        architecture = agent.architecture
         self.capture = capture
         self.agent = agent
         self.formats = architecture.shmid_ds, architecture.semid_ds, architecture.msqid_ds
-        self.pid = pid
+        self.pids = pids
         self.everything = everything
         self.by_kind: list[dict[int, tuple[int, ...]]] = []
 
-    def look(self, used: tuple[int, int, int]) -> None:
+    def look(self, used: Used) -> None:
         """The status of every object there is. SEM_STAT_ANY and its like need no permission."""
         batch = Batch("look at System V objects")
         calls = []
@@ -211,17 +222,18 @@ class _Found:
         ]
 
     def segments(self, attached: Attached) -> None:
-        """Those that are attached, and those that this process has made."""
+        """Those that are attached, and those that these processes have made."""
         from snapkernel.resources import shared_memory
 
         there = {known.id: known for known in _segments(self.capture)}
         for number, fields in self.by_kind[0].items():
             size, creator = fields[6:8]
             known = there.pop(number, None)
-            if known is None and (self.everything or creator == self.pid):
+            if known is None and (self.everything or creator in self.pids):
                 path = f"/SYSV{fields[0] & 0xFFFFFFFF:08x}"
                 known = shared_memory.find(self.capture, _internal_device(), number, path)
-                self._attach(known, size, attached)
+                if known is not None:
+                    self._attach(known, size, attached)
             if known is None:
                 continue
             # A removed segment has lost its key; maps still shows it.
@@ -254,7 +266,7 @@ class _Found:
         )
 
     def semaphores(self) -> None:
-        """Values of the sets that this process has changed last."""
+        """Values of the sets that these processes have changed last."""
         batch = Batch("ask for semaphores")
         asked = []
         for number, fields in self.by_kind[1].items():
@@ -269,7 +281,7 @@ class _Found:
         if asked:
             self.agent.run(batch)
         for number, fields, owners, values, answer in asked:
-            if not self.everything and all(owner.result != self.pid for owner in owners):
+            if not self.everything and all(owner.result not in self.pids for owner in owners):
                 continue
             subject = f"System V semaphores {number}"
             if answer.result != 0:
@@ -290,7 +302,7 @@ class _Found:
         """Messages, copied and not taken (msgrcv(2), MSG_COPY)."""
         for number, fields in self.by_kind[2].items():
             length, count, most, sender, receiver = fields[6:]
-            if not self.everything and self.pid not in (sender, receiver):
+            if not self.everything and self.pids.isdisjoint((sender, receiver)):
                 continue
             batch = Batch("copy messages")
             flags = _IPC_NOWAIT | _MSG_COPY | _MSG_NOERROR
@@ -357,14 +369,15 @@ def _set(
     batch.call(f"{kind}ctl", *arguments, optional=f"owner and mode of {subject}")
 
 
-def rebuild_segment(
-    build: Build, record: SharedMemory, mappings: list[Mapping], length: int
-) -> list[Batch | Fill]:
-    """Make a segment, fill it through an attachment of our own, and attach it where it was."""
+def _note(segment: Segment) -> str:
+    return f"System V shared memory {segment.id}"
+
+
+def rebuild_segment(build: Build, record: SharedMemory, at: int) -> Iterator[Batch | Fill]:
+    """Make a segment, and attach and fill it at a place from which all processes map it."""
     segment = record.segment
     assert segment is not None
-    note = f"System V shared memory {segment.id}"
-    key = segment.permissions.key
+    note, key = _note(segment), segment.permissions.key
     others = (o.segment for o in build.manifest.shared_memory if o.segment not in (None, segment))
     if segment.removed and any(o is not None and o.permissions.key == key for o in others):
         key = _IPC_PRIVATE  # another one has its key since
@@ -372,21 +385,38 @@ def rebuild_segment(
     new = _choose_id(make, "shm", segment.id, note)
     flags = _IPC_CREAT | _IPC_EXCL | _OWNER | segment.permissions.mode
     make.call("shmget", key & 0xFFFFFFFF, record.size, flags, expect=segment.id, note=new)
-    make.call("shmat", segment.id, build.hole, 0, note=note)
-    place = Batch(f"attach {note}")
-    writable = [m for m in mappings if "mw" in m.flags]
-    _duplicate(place, build.hole, writable, note)
-    place.call("shmdt", build.hole, note=note)
+    make.call("shmat", segment.id, at, 0, note=note)
+    yield make
+    yield Fill(note, record.content, at)
+
+
+def rebuild_mappings(
+    build: Build, batch: Batch, segment: Segment, at: int, mappings: Sequence[Mapping]
+) -> None:
+    """Attach a segment where a process had it."""
+    note = _note(segment)
+    _duplicate(batch, at, [m for m in mappings if "mw" in m.flags], note)
     if readers := [m for m in mappings if "mw" not in m.flags]:
-        place.call("shmat", segment.id, build.hole, _SHM_RDONLY, note=note)
-        _duplicate(place, build.hole, readers, note)
-        place.call("shmdt", build.hole, note=note)
-    if segment.locked:
-        place.call("shmctl", segment.id, _SHM_LOCK, 0, optional=f"the lock of {note}")
-    _set(place, build, "shm", segment.id, segment.permissions, note)
-    if segment.removed:
-        place.call("shmctl", segment.id, _IPC_RMID, 0, note=note)
-    return [make, Fill(note, record.content, build.hole), place]
+        batch.call("shmat", segment.id, build.hole, _SHM_RDONLY, note=note)
+        _duplicate(batch, build.hole, readers, note)
+        batch.call("shmdt", build.hole, note=note)
+
+
+def rebuild_last(build: Build) -> Batch:
+    """When every process has attached them, locks, owners and modes of segments; those that were
+    removed stay until nobody has them."""
+    batch = Batch("finish System V shared memory")
+    for record in build.manifest.shared_memory:
+        segment = record.segment
+        if segment is None:
+            continue
+        note = _note(segment)
+        if segment.locked:
+            batch.call("shmctl", segment.id, _SHM_LOCK, 0, optional=f"the lock of {note}")
+        _set(batch, build, "shm", segment.id, segment.permissions, note)
+        if segment.removed:
+            batch.call("shmctl", segment.id, _IPC_RMID, 0, note=note)
+    return batch
 
 
 def _duplicate(batch: Batch, base: int, mappings: list[Mapping], note: str) -> None:

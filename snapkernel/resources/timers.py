@@ -8,10 +8,12 @@ deleting timers until the kernel's counter has reached the id. All are armed las
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 from snapkernel import procfs
 from snapkernel._native import lib
 from snapkernel.constants import PR_TIMER_CREATE_RESTORE_IDS
+from snapkernel.errors import CannotRestore
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import Batch, Space
 from snapkernel.model import PosixTimer
@@ -20,6 +22,7 @@ from snapkernel.resources.context import Build, Capture
 SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
 _NOTIFY = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
 _GET = 2
+_MOST_COUNTED = 1 << 16
 CLOCK_MONOTONIC = 1
 _NOBODY = struct.pack("=QiiI", 0, 0, SIGEV_NONE, 0) + bytes(44)
 
@@ -41,37 +44,67 @@ def capture_timers(capture: Capture, agent: Agent) -> tuple[PosixTimer, ...]:
     settings = [Space(bytes(32)) for _ in listed]
     overruns = []
     for entry, setting in zip(listed, settings, strict=True):
-        batch.call("timer_gettime", int(entry["ID"]), setting)
-        overruns.append(batch.call("timer_getoverrun", int(entry["ID"]), check=False))
+        batch.call("timer_gettime", entry.id, setting)
+        overruns.append(batch.call("timer_getoverrun", entry.id, check=False))
     agent.run(batch)
-    found = []
-    for entry, setting, overrun in zip(listed, settings, overruns, strict=True):
-        signal, _, value = entry["signal"].partition("/")
-        notify, _, target = entry["notify"].partition("/")
-        thread = int(target.partition(".")[2] or 0) if target.startswith("tid") else 0
-        found.append(
-            PosixTimer(
-                id=int(entry["ID"]),
-                clock=int(entry["ClockID"]),
-                signal=int(signal),
-                value=int(value, 16),
-                notify=_NOTIFY[notify] | (SIGEV_THREAD_ID if thread else 0),
-                thread=procfs.inner_tid(capture.pid, thread) if thread else 0,
-                setting=setting.data,
-                overrun=max(overrun.result or 0, 0),
-            )
+    return tuple(
+        PosixTimer(
+            id=entry.id,
+            clock=entry.clock,
+            signal=entry.signal,
+            value=entry.value,
+            notify=entry.notify,
+            thread=procfs.inner_tid(capture.pid, entry.thread) if entry.thread else 0,
+            setting=setting.data,
+            overrun=max(overrun.result or 0, 0),
         )
-    return tuple(found)
+        for entry, setting, overrun in zip(listed, settings, overruns, strict=True)
+    )
 
 
-def _listed(pid: int) -> list[dict[str, str]]:
+class Listed(NamedTuple):
+    """A timer as ``/proc/PID/timers`` lists it; ``thread`` as this host sees it."""
+
+    id: int
+    clock: int
+    signal: int
+    value: int
+    notify: int
+    thread: int
+
+
+def _listed(pid: int) -> list[Listed]:
+    return parse(procfs.text(f"/proc/{pid}/timers"))
+
+
+def parse(timers: str) -> list[Listed]:
+    """The text of ``/proc/PID/timers``.
+
+    Raises:
+        TargetError: it is none.
+    """
     entries: list[dict[str, str]] = []
-    for line in procfs.text(f"/proc/{pid}/timers").splitlines():
-        key, _, value = line.partition(": ")
-        if key == "ID":
-            entries.append({})
-        entries[-1][key] = value.strip()
-    return entries
+    with procfs.understood("POSIX timers"):
+        for line in timers.splitlines():
+            key, _, value = line.partition(": ")
+            if key == "ID":
+                entries.append({})
+            entries[-1][key] = value.strip()
+        return [_parse(entry) for entry in entries]
+
+
+def _parse(entry: dict[str, str]) -> Listed:
+    signal, _, value = entry["signal"].partition("/")
+    notify, _, target = entry["notify"].partition("/")
+    thread = int(target.partition(".")[2] or 0) if target.startswith("tid") else 0
+    return Listed(
+        id=int(entry["ID"]),
+        clock=int(entry["ClockID"]),
+        signal=int(signal),
+        value=int(value, 16),
+        notify=_NOTIFY[notify] | (SIGEV_THREAD_ID if thread else 0),
+        thread=thread,
+    )
 
 
 # --- rebuild -----------------------------------------------------------------------------------
@@ -90,6 +123,7 @@ def rebuild_timers(build: Build) -> list[Batch]:
     for timer in timers:
         note = f"timer {timer.id}"
         if not exact:
+            _refuse_high(timer)
             for number in range(following, timer.id):
                 batch.call("timer_create", CLOCK_MONOTONIC, _NOBODY, Space(bytes(4)), note=note)
                 batch.call("timer_delete", number, note=note)
@@ -99,6 +133,16 @@ def rebuild_timers(build: Build) -> list[Batch]:
     if exact:
         batch.call("prctl", PR_TIMER_CREATE_RESTORE_IDS, 0)
     return [batch]
+
+
+def _refuse_high(timer: PosixTimer) -> None:
+    """Each id below is counted through, by two system calls."""
+    if timer.id > _MOST_COUNTED:
+        raise CannotRestore(
+            f"timer {timer.id}",
+            "this kernel cannot be asked for a timer of that id",
+            "restore where Linux is 6.15 or newer",
+        )
 
 
 def _sigevent(timer: PosixTimer) -> bytes:

@@ -20,6 +20,7 @@ from snapkernel.constants import (
     PROT_EXEC,
     PROT_READ,
 )
+from snapkernel.errors import CannotRestore
 from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.target import Memory
 from snapkernel.model import Vdso
@@ -87,7 +88,18 @@ def redirected(architecture: Architecture, old: Vdso) -> bytes:
 
 
 def symbols(image: bytes) -> dict[str, int]:
-    """Defined functions of a 64-bit ELF shared object: name to offset (elf(5), DYNSYM)."""
+    """Defined functions of a 64-bit ELF shared object: name to offset (elf(5), DYNSYM).
+
+    Raises:
+        CannotRestore: it is none.
+    """
+    try:
+        return _symbols(image)
+    except (ValueError, LookupError, OverflowError, struct.error) as error:
+        raise CannotRestore("vdso", f"its text is no shared object: {error}") from None
+
+
+def _symbols(image: bytes) -> dict[str, int]:
     order = "<" if image[5] == 1 else ">"
     found: dict[str, int] = {}
     (table,) = struct.unpack_from(f"{order}Q", image, 40)
@@ -95,12 +107,15 @@ def symbols(image: bytes) -> dict[str, int]:
     layout = f"{order}IIQQQQIIQQ"
     sections = [struct.unpack_from(layout, image, table + i * size) for i in range(count)]
     for section in sections:
-        if section[1] != 11:  # SHT_DYNSYM
+        if section[1] != 11:  # SHT_DYNSYM: there is one at most
             continue
         strings = sections[section[6]][4]
+        if section[4] + section[5] > len(image):
+            raise ValueError("a section is behind its end")
         for at in range(section[4], section[4] + section[5], 24):
             name, _, _, home, value, _ = struct.unpack_from(f"{order}IBBHQQ", image, at)
             if home:
                 end = image.index(b"\0", strings + name)
                 found[image[strings + name : end].decode()] = value
+        break
     return found

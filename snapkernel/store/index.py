@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from blake3 import blake3
 
 from snapkernel.store.backend import Backend, MissingObject, get, put
-from snapkernel.store.pack import HASH, ROW, Pack, Place, object_name
+from snapkernel.store.pack import HASH, ROW, Pack, Place, is_place, object_name
 
 FOLDER = "index"
 VERSION = 1
@@ -52,14 +52,18 @@ def read_index(backend: Backend, name: str) -> list[tuple[str, int, bytes]]:
     if magic != MAGIC or version > VERSION or flags:
         return []
     tables = []
-    position = HEADER.size
+    position, behind = HEADER.size, len(data) - HASH
     for _ in range(count):
+        if position + SECTION.size > behind:
+            return []
         pack, size, rows = SECTION.unpack_from(data, position)
         position += SECTION.size
         end = position + rows * ROW.size
+        if end > behind:
+            return []
         tables.append((pack.hex(), size, bytes(data[position:end])))
         position = end
-    return tables
+    return tables if position == behind else []
 
 
 class Index:
@@ -101,14 +105,17 @@ class Index:
         self._tables.append((Pack(pack), rows))
         self._end += len(rows)
 
-    def find(self, id: bytes) -> Place | None:
-        """Where the chunk of that id is, if the store has it."""
+    def find(self, id: bytes, size: int) -> Place | None:
+        """Where the chunk of that id is, which has ``size`` bytes, if the store has it. A place
+        that no chunk of this size can have is not used."""
         position = self._positions.get(id)
         if position is None:
             return None
         table = bisect_right(self._starts, position) - 1
         pack, rows = self._tables[table]
         _, offset, stored, length, codec = ROW.unpack_from(rows, position - self._starts[table])
+        if length != size or not is_place(offset, stored, length, codec):
+            return None
         place = Place(id, length)
         place.pack, place.offset, place.stored, place.codec = pack, offset, stored, codec
         return place

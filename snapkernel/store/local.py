@@ -15,6 +15,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,7 +56,12 @@ class LocalBackend:
 
     def open(self, name: str) -> LocalObject:
         with self.errors(name, "read"):
-            descriptor = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+            # A pipe in place of an object would let us wait for ever.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(self.path(name), flags)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise OSError(errno.EINVAL, "it is not a regular file")
             return LocalObject(self, name, descriptor)
 
     def list(self, folder: str) -> Iterator[Entry]:

@@ -16,11 +16,12 @@ import msgspec
 import zstandard
 from blake3 import blake3
 
+from snapkernel import plausible
 from snapkernel.errors import DamagedSnapshot, InvalidName, SnapshotNotFound
 from snapkernel.model import SCHEMA, Content, Manifest
 from snapkernel.store import pack
 from snapkernel.store.backend import Backend, get
-from snapkernel.store.codec import CODECS, MAX_CHUNK, STORED
+from snapkernel.store.codec import CODECS
 
 FOLDER = "manifests"
 VERSION = 1
@@ -37,7 +38,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _PACK = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"\w(?:[\w .+@-]{0,126}[\w.+@-])?")
 _ADDRESSES = 1 << 64
-_INVALID = (ValueError, struct.error, msgspec.MsgspecError)
+_INVALID = (ValueError, struct.error, msgspec.MsgspecError, RecursionError)
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,6 +263,7 @@ def check(manifest: Manifest) -> None:
             check_content(content, len(manifest.packs))
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from error
+    plausible.check(manifest)
 
 
 def check_content(content: Content, packs: int) -> None:
@@ -279,10 +281,8 @@ def check_content(content: Content, packs: int) -> None:
             raise ValueError(f"codec {codec} is not known; a newer snapkernel may know it")
         if number >= packs:
             raise ValueError(f"a chunk is in pack {number} of {packs}")
-        if not (0 < length <= MAX_CHUNK and 0 < stored <= MAX_CHUNK and offset >= pack.HEADER.size):
-            raise ValueError("a chunk has an impossible place")
-        if codec == STORED and stored != length:
-            raise ValueError("a chunk that is not compressed has two lengths")
+        if not pack.is_place(offset, stored, length, codec):
+            raise ValueError("a chunk has an impossible place, or two lengths")
         total -= length
     if total:
         raise ValueError("the chunks do not fill the runs")

@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from snapkernel.errors import DamagedSnapshot
 from snapkernel.store.backend import Backend, Buffer, get
+from snapkernel.store.codec import MAX_CHUNK, STORED
 
 VERSION = 1
 MAGIC = b"snapkpak"
@@ -40,6 +41,13 @@ class Row(NamedTuple):
     codec: int
 
 
+def is_place(offset: int, stored: int, length: int, codec: int) -> bool:
+    """Whether a chunk can be there: behind the header, not too long, not of two lengths when it is
+    stored as it is."""
+    possible = 0 < length <= MAX_CHUNK and 0 < stored <= MAX_CHUNK and offset >= HEADER.size
+    return possible and (codec != STORED or stored == length)
+
+
 def object_name(pack: str) -> str:
     """Name of the object that is this pack. Spread by prefix, so that no folder grows large."""
     return f"packs/{pack[:2]}/{pack}"
@@ -62,9 +70,11 @@ def check_layout(backend: Backend, pack: str, size: int, table: bytes) -> None:
     if get(backend, object_name(pack), limit=HEADER.size) != header():
         raise damaged(pack, "its header is damaged")
     position = HEADER.size
-    for _, offset, stored, _, _ in ROW.iter_unpack(table):
+    for _, offset, stored, length, codec in ROW.iter_unpack(table):
         if offset != position:
             raise damaged(pack, "its table has gaps")
+        if not is_place(offset, stored, length, codec):
+            raise damaged(pack, "its table has a chunk at an impossible place")
         position += stored
     if position + len(table) + FOOTER.size + HASH != size:
         raise damaged(pack, "it has another size than its table says")

@@ -238,7 +238,9 @@ def _make_config(backend: Backend) -> bytes:
 def _read_config(url: str, data: bytes) -> Config:
     try:
         config = msgspec.json.decode(data, type=Config)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        if config.format < 1 or not manifests.is_id(config.id):
+            raise ValueError("it has an impossible format or id")
+    except (ValueError, RecursionError) as error:
         reason = f"its configuration is damaged: {error}"
         remedy = "restore the file `config` from a copy, or name another store with --store"
         raise StoreError(f"store {url}", reason, remedy) from error

@@ -236,7 +236,7 @@ class SnapshotWriter:
         place = self._known.get(id)
         if place is not None:
             return place, False
-        found = self._index.result().find(id)
+        found = self._index.result().find(id, len(raw))
         if found is not None and self._reuse(found):
             return self._known.setdefault(id, found), False
         mine = Place(id, len(raw))

@@ -1,27 +1,35 @@
-"""The order in which a stub becomes the process of the image.
+"""The order in which a stub becomes the processes of the image.
 
-The rules behind it: the address space is empty before it is filled; memory is there before the
-kernel is told of its layout; descriptors before threads, which share them; what needs a privilege
-before the credentials; timers last. Every thread is stopped until all is done.
+The rules behind it: the address space is empty before it is filled; what processes share is made
+in the first, before the others are forked from it; memory is there before the kernel is told of its
+layout; descriptors before threads, which share them; what needs a privilege before the
+credentials; timers last. Every thread is stopped until all is done.
 
 The steps are data: :func:`steps` makes them from the manifest alone, to be printed or run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from snapkernel.freeze.agent import SIZE, find_hole
+from snapkernel.freeze.agent import PAGE, SIZE, find_hole
 from snapkernel.freeze.batch import Batch
-from snapkernel.model import TcpListener, Thread
+from snapkernel.model import Manifest, TcpListener, Thread
 from snapkernel.resources import (
     credentials,
     descriptors,
+    family,
     file_locks,
+    file_owner,
+    inotify,
     memory,
+    memory_locks,
+    proc_file,
     process,
+    shared_memory,
     signals,
+    sockets,
     system_v,
     threads,
     timers,
@@ -71,63 +79,104 @@ class FillAll:
     fill: Fill
 
 
-Step = Batch | Fill | FillAll | OnThread | MakeThreads | Listen | Write
+Step = (
+    Batch
+    | Fill
+    | FillAll
+    | OnThread
+    | MakeThreads
+    | Listen
+    | sockets.Step
+    | Write
+    | family.Fork
+    | family.End
+)
 
 
-def occupied(build: Build) -> list[tuple[int, int]]:
-    """What the image takes of the address space."""
-    space = build.process.memory
-    taken = [(mapping.start, mapping.end) for mapping in space.mappings]
-    if space.vdso is not None:
-        taken.append((space.vdso.start, space.vdso.end))
-    return taken
+def occupied(manifest: Manifest) -> list[tuple[int, int]]:
+    """What the image takes of the address space, in any process."""
+    spaces = [process.memory for process in manifest.processes]
+    taken = [(mapping.start, mapping.end) for space in spaces for mapping in space.mappings]
+    return taken + [(s.vdso.start, s.vdso.end) for s in spaces if s.vdso is not None]
 
 
 def prepare(build: Build, agent: int) -> None:
     """Choose numbers and addresses, with the agent at ``agent``."""
     build.high = descriptors.first_high(build)
-    for entry in build.process.descriptors:
-        build.entries.setdefault(entry.description, []).append(entry)
-    largest = max((record.size for record in build.manifest.shared_memory), default=0)
-    extents = [
-        m.offset + m.end - m.start for m in build.process.memory.mappings if m.object is not None
+    sockets.prepare(build)
+    sizes = [
+        shared_memory.staged_size(build.manifest, index)
+        for index in range(len(build.manifest.shared_memory))
     ]
-    taken = [*occupied(build), (agent, agent + SIZE)]
-    size = max([largest, *extents, 0]) + SIZE
-    build.hole = find_hole(taken, size, build.architecture.task_size)
+    room = max(sizes, default=0) + PAGE
+    taken = [*occupied(build.manifest), (agent, agent + SIZE)]
+    build.hole = find_hole(taken, room + sum(sizes) + SIZE, build.architecture.task_size)
+    shared_memory.stage(build, build.hole + room)
 
 
 def steps(
-    build: Build, agent: int, *, same_vdso: bool, own_namespace: bool, identity: bool
-) -> Iterator[Step]:
-    """All steps between an installed agent and its removal.
+    builds: Sequence[Build],
+    agent: int,
+    *,
+    same_vdso: Sequence[bool],
+    own_namespace: bool,
+    identity: bool,
+) -> Iterator[tuple[int, Step]]:
+    """All steps between an installed agent and its removal, each with the pid of the process that
+    it is for.
 
     Args:
-        same_vdso: this kernel's vdso is the image's.
+        builds: of all processes, the first process first.
+        same_vdso: this kernel's vdso is the image's, for each process.
         own_namespace: the stub is in a user namespace of its own.
         identity: its ids are not the image's.
     """
-    yield _clear(build, agent)
-    yield descriptors.rebuild_inherited(build)
-    yield from memory.rebuild_mappings(build)
+    first = builds[0]
+    pid = first.process.pid
+    yield pid, _clear(first, agent)
+    yield pid, descriptors.rebuild_inherited(first)
+    yield from ((pid, step) for step in shared_memory.rebuild_objects(first))
+    yield pid, system_v.rebuild(first)
+    yield pid, descriptors.rebuild_create(first)
+    for index, listener in descriptors.listeners(first):
+        yield pid, Listen(index, listener)
+    yield from ((pid, step) for step in sockets.steps(first))
+    yield from family.steps(first.manifest)
+    for build, same in zip(builds, same_vdso, strict=True):
+        for step in _memory(build, same):
+            yield build.process.pid, step
+    yield pid, shared_memory.rebuild_seals(first)
+    yield pid, system_v.rebuild_last(first)
+    for build in builds:
+        for step in _rest(build, own_namespace, identity):
+            yield build.process.pid, step
+
+
+def _memory(build: Build, same_vdso: bool) -> Iterator[Step]:
+    yield shared_memory.rebuild_mappings(build)
+    yield memory.rebuild_mappings(build)
     yield from _vdso(build, same_vdso)
     yield FillAll(Fill("private memory", build.process.memory.content))
     yield process.rebuild_layout(build)
     yield memory.rebuild_protection(build)
-    yield system_v.rebuild(build)
+
+
+def _rest(build: Build, own_namespace: bool, identity: bool) -> Iterator[Step]:
     yield process.rebuild_attributes(build)
     yield signals.rebuild_actions(build, build.architecture)
-    yield descriptors.rebuild_create(build)
-    for index, listener in descriptors.listeners(build):
-        yield Listen(index, listener)
+    yield descriptors.rebuild_place(build)
     yield descriptors.rebuild_connect(build)
     yield file_locks.rebuild(build)
     if len(build.process.threads) > 1:
         yield MakeThreads(threads.rebuild_threads(build))
     for thread in build.process.threads:
         yield OnThread(thread, threads.rebuild_thread(build, thread, build.architecture))
+    yield inotify.rebuild(build)
+    yield file_owner.rebuild(build)
+    yield proc_file.rebuild(build)
     yield from timers.rebuild_timers(build)
     yield signals.rebuild_pending(build)
+    yield memory_locks.rebuild_future(build)
     yield process.rebuild_limits(build)
     for thread in build.process.threads:
         batch = credentials.rebuild(build, own_namespace=own_namespace, identity=identity)
@@ -160,8 +209,13 @@ def _vdso(build: Build, same: bool) -> Iterator[Step]:
 def lines(step: Step) -> Iterator[str]:
     """A step as text."""
     if isinstance(step, Batch):
-        yield f"-- {step.title}"
-        yield from step.lines()
+        if step.calls:
+            yield f"-- {step.title}"
+            yield from step.lines()
+    elif isinstance(step, family.Fork):
+        yield from lines(step.batch)
+    elif isinstance(step, family.End):
+        yield f"-- end with status {step.zombie.status:#x}"
     elif isinstance(step, OnThread):
         yield f"-- in thread {step.thread.tid}: {step.batch.title}"
         yield from step.batch.lines()
@@ -175,5 +229,7 @@ def lines(step: Step) -> Iterator[str]:
     elif isinstance(step, Listen):
         where = f"{step.listener.address} port {step.listener.port}"
         yield f"-- listen on {where}, or another port if it is taken"
+    elif isinstance(step, sockets.Step):
+        yield from step.lines()
     else:
         yield f"-- write {len(step.data)} bytes at {step.address:#x}: {step.what}"

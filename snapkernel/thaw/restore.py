@@ -29,15 +29,16 @@ from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.checkpoint import Progress, Snapshot
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
-from snapkernel.model import Content, Manifest, Note
+from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
-from snapkernel.resources import descriptors, vdso
+from snapkernel.resources import descriptors, family, sockets, vdso
 from snapkernel.resources.context import Build, Fill
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
 from snapkernel.thaw.stub import Spawn, Stub, needs_user_namespace
 
 SWITCH = 0.0002
+_SMALL = 4 << 20  # bytes that are not worth threads
 
 with contextlib.suppress(KeyError):  # a machine that is not supported is refused by `hold`
     arch.native()  # loaded with this module, not when somebody waits for a process
@@ -135,23 +136,34 @@ def restore(
 
 @dataclass
 class Held:
-    """A restored process whose threads have not run yet."""
+    """Restored processes whose threads have not run yet.
+
+    Attributes:
+        targets: of all processes, by pid in their own namespace; the first one first.
+    """
 
     stub: Stub
     build: Build
     began: float
     timings: dict[str, float]
     connection_file: Path | None
+    targets: dict[int, Target]
 
     @property
     def target(self) -> Target:
-        """The stopped process."""
+        """The first process."""
         return self.stub.target
 
+    def destroy(self) -> None:
+        """End them instead of letting them run."""
+        self.stub.destroy(list(self.targets.values()))
+
     def release(self) -> RestoredProcess:
-        """Let it run."""
-        self.target.stop_again = bool(self.build.process.stopped)
-        self.target.release()
+        """Let them run."""
+        for process in reversed(self.build.manifest.processes):
+            target = self.targets[process.pid]
+            target.stop_again = bool(process.stopped)
+            target.release()
         self.timings["running"] = time.perf_counter() - self.began
         notes = (*self.build.manifest.notes, *self.build.notes)
         return RestoredProcess(
@@ -197,7 +209,7 @@ def hold(
             write_connection(path, manifest.jupyter, held.build.ports)
             held.connection_file = path
     except BaseException:
-        held.stub.destroy()
+        held.destroy()
         raise
     return held
 
@@ -221,49 +233,65 @@ def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
     """The ordered steps of a restore as text, readable like strace's. Nothing is done.
 
     Raises:
+        CannotRestore: it is of an architecture that this version does not know.
         SnapshotNotFound, DamagedSnapshot, StoreError: the snapshot cannot be read.
     """
     where = store if isinstance(store, Store) else Store.open(store)
     manifest = where.load(snapshot)
-    architecture = arch.load(manifest.host.architecture)
-    process = manifest.processes[0]
-    build = Build(manifest, process, architecture, {number: 100 + number for number in range(3)})
-    for step in _steps(build)[1]:
+    try:
+        architecture = arch.load(manifest.host.architecture)
+    except KeyError:
+        object = f"architecture {manifest.host.architecture}"
+        raise CannotRestore(object, "is not known", "upgrade snapkernel") from None
+    build = Build(
+        manifest,
+        manifest.processes[0],
+        architecture,
+        {number: 100 + number for number in range(3)},
+    )
+    before = build.process.pid
+    for pid, step in _steps(build)[1]:
+        if pid != before:
+            yield f"== process {pid}"
+            before = pid
         yield from rebuild.lines(step)
-    yield "-- unmap the agent, set registers, let all threads go"
+    yield "-- unmap the agents, set registers, let all threads go"
 
 
-def _steps(build: Build) -> tuple[int, list[rebuild.Step]]:
+def _steps(build: Build) -> tuple[int, list[tuple[int, rebuild.Step]]]:
     """Where the agent will be, and all steps. The stub's own few mappings lie at other ends of the
     address space than the first hole of the image; that they do not overlap is checked when the
     agent is mapped."""
-    agent = find_hole(rebuild.occupied(build), SIZE, build.architecture.task_size)
+    manifest = build.manifest
+    agent = find_hole(rebuild.occupied(manifest), SIZE, build.architecture.task_size)
     rebuild.prepare(build, agent)
-    return agent, list(
-        rebuild.steps(
-            build,
-            agent,
-            same_vdso=_same_vdso(build.manifest),
-            own_namespace=needs_user_namespace(),
-            identity=_other_identity(build.manifest),
-        )
+    builds = [build, *(build.sibling(process) for process in manifest.processes[1:])]
+    steps = rebuild.steps(
+        builds,
+        agent,
+        same_vdso=_same_vdso(manifest),
+        own_namespace=needs_user_namespace(),
+        identity=_other_identity(manifest),
     )
+    return agent, list(steps)
 
 
-def _same_vdso(manifest: Manifest) -> bool:
-    """This kernel's vdso, which we have as well, is the image's."""
-    old = manifest.processes[0].memory.vdso
+def _same_vdso(manifest: Manifest) -> list[bool]:
+    """Whether this kernel's vdso, which we have as well, is the image's, for each process."""
     lines = procfs.text("/proc/self/maps").split("\n")
     areas = procfs.areas("\n".join(line for line in lines if line.endswith("]")))
     with contextlib.closing(Memory(os.getpid())) as memory:
         here = vdso.capture(memory, areas)
-    return old is not None and here is not None and vdso.same(old, here)
+    found = [process.memory.vdso for process in manifest.processes]
+    return [old is not None and here is not None and vdso.same(old, here) for old in found]
 
 
 def _other_identity(manifest: Manifest) -> bool:
-    wanted = manifest.processes[0].credentials
     here = (os.getresuid(), os.getresgid(), sorted(os.getgroups()))
-    return here != (wanted.uids[:3], wanted.gids[:3], sorted(wanted.groups))
+    return any(
+        here != (wanted.uids[:3], wanted.gids[:3], sorted(wanted.groups))
+        for wanted in (process.credentials for process in manifest.processes)
+    )
 
 
 class _Thaw:
@@ -279,7 +307,6 @@ class _Thaw:
         began: float,
     ) -> None:
         self.manifest = manifest
-        self.process = manifest.processes[0]
         self.store = store
         self.fetch = fetch
         self.inherited = inherited
@@ -287,6 +314,8 @@ class _Thaw:
         self.began = began
         self.timings: dict[str, float] = {}
         self.architecture = arch.native()
+        self.agents: dict[int, Agent] = {}
+        self.done = 0
 
     def mark(self, step: str) -> None:
         self.timings[step] = time.perf_counter() - self.began
@@ -295,10 +324,11 @@ class _Thaw:
         """Everything, until only ``release`` is left. The steps are made while the kernel makes the
         namespaces."""
         self.mark("checked")
+        first = self.manifest.processes[0]
         streams, ipc = list(self.inherited.values()), self.manifest.ipc is not None
-        spawn = Spawn(self.process, self.manifest.clocks, streams, ipc=ipc)
+        spawn = Spawn(first, self.manifest.clocks, streams, ipc=ipc)
         try:
-            build = Build(self.manifest, self.process, self.architecture, self.inherited)
+            build = Build(self.manifest, first, self.architecture, self.inherited)
             base, steps = _steps(build)
             self.mark("planned")
         except BaseException:
@@ -308,105 +338,147 @@ class _Thaw:
         self.mark("stub")
         try:
             self._rebuild(stub, build, base, steps)
-            self._set_registers(stub.target)
-            self._outside(stub.target)
+            for process in self.manifest.processes:
+                self._set_registers(process)
+            self.mark("registers")
         except BaseException:
-            stub.destroy()
+            stub.destroy([agent.target for agent in self.agents.values()])
             raise
-        return Held(stub, build, self.began, self.timings, None)
+        targets = {pid: agent.target for pid, agent in self.agents.items()}
+        return Held(stub, build, self.began, self.timings, None, targets)
 
-    def _rebuild(self, stub: Stub, build: Build, base: int, steps: Sequence[rebuild.Step]) -> None:
-        self.target = stub.target
-        tracing.set_signal_mask(self.target.leader, tracing.BLOCK_ALL)
-        areas = procfs.areas(procfs.text(f"/proc/{self.target.pid}/maps"))
-        self.agent = Agent(self.target, base, live=False)
-        self.agent.install(call_site(self.target.memory, areas))
-        for step in steps:
-            self._do(build, step)
-        self._read_ports(build)
-        self.agent.ignores_trap = (
-            self.process.actions.get(signal.SIGTRAP) == self.agent.trap_action()
-        )
-        self.agent.remove(self._last_site())
+    def _rebuild(
+        self, stub: Stub, build: Build, base: int, steps: Sequence[tuple[int, rebuild.Step]]
+    ) -> None:
+        areas = procfs.areas(procfs.text(f"/proc/{stub.target.pid}/maps"))
+        tracing.set_signal_mask(stub.target.leader, tracing.BLOCK_ALL)
+        first = Agent(stub.target, base, live=False)
+        first.install(call_site(stub.target.memory, areas))
+        self.agents = {build.process.pid: first}
+        for pid, step in steps:
+            self._do(build, self.agents[pid], pid, step)
+        for process in self.manifest.processes:
+            agent = self.agents[process.pid]
+            agent.ignores_trap = process.actions.get(signal.SIGTRAP) == agent.trap_action()
+            agent.remove(self._last_site(process, agent))
         self.mark("rebuilt")
 
-    def _last_site(self) -> int:
+    def _last_site(self, process: Process, agent: Agent) -> int:
         """A system call instruction to unmap the agent by."""
-        old = self.process.memory.vdso
+        old, memory = process.memory.vdso, agent.target.memory
         if old is not None:
-            text = self.target.memory.read(old.text_start, len(old.text))
+            text = memory.read(old.text_start, len(old.text))
             at = text.find(self.architecture.system_call_instruction)
             if at >= 0:
                 return old.text_start + at
-        areas = procfs.areas(procfs.text(f"/proc/{self.target.pid}/maps"))
-        return call_site(
-            self.target.memory, [area for area in areas if area.start != self.agent.base]
-        )
+        areas = procfs.areas(procfs.text(f"/proc/{agent.target.pid}/maps"))
+        return call_site(memory, [area for area in areas if area.start != agent.base])
 
-    def _do(self, build: Build, step: rebuild.Step) -> None:
+    def _do(self, build: Build, agent: Agent, pid: int, step: rebuild.Step) -> None:
+        target = agent.target
         if isinstance(step, Batch):
             if step.calls:
-                self._run(build, step, self.target.leader)
+                self._run(build, agent, step, target.leader)
                 self.mark(step.title)
         elif isinstance(step, rebuild.OnThread):
-            index = self.process.threads.index(step.thread)
-            self._run(build, step.batch, self.target.tids[index])
+            threads = self._process(pid).threads
+            self._run(build, agent, step.batch, target.tids[threads.index(step.thread)])
         elif isinstance(step, rebuild.FillAll):
-            self._fill_all(step.fill.content)
+            self._fill_all(pid, target, step.fill.content)
         elif isinstance(step, Fill):
-            for address, data in self.store.read(self.manifest, step.content):
-                self.target.memory.write(address + step.shift, data)
+            self._fill(target, step)
         elif isinstance(step, rebuild.MakeThreads):
-            self._make_threads(step.batch)
+            self._make_threads(agent, self._process(pid), step.batch)
         elif isinstance(step, rebuild.Listen):
-            self._listen(build, step)
+            self._listen(build, agent, step)
+        elif isinstance(step, family.Fork):
+            self._fork(agent, step)
+        elif isinstance(step, family.End):
+            self._end(pid, step)
+        elif isinstance(step, sockets.Step):
+            step.run(build, agent)
         else:
-            self.target.memory.write(step.address, step.data)
+            target.memory.write(step.address, step.data)
 
-    def _run(self, build: Build, batch: Batch, tid: int) -> None:
+    def _process(self, pid: int) -> Process:
+        return next(process for process in self.manifest.processes if process.pid == pid)
+
+    def _run(self, build: Build, agent: Agent, batch: Batch, tid: int) -> None:
         """Run a batch, and note what of its optional calls has failed."""
-        self.agent.run(batch, tid)
-        for call in batch.calls:
-            if call.optional and call.result is not None and -4096 < call.result < 0:
-                reason = os.strerror(-call.result)
-                build.notes.append(Note(object=call.optional, status="lost", reason=reason))
+        agent.run(batch, tid)
+        build.note_lost(batch)
 
-    def _fill_all(self, content: Content) -> None:
-        total, done = content.length, 0
-        memory = self.target.memory
-
-        def write(runs: list[tuple[int, int]], data: memoryview) -> None:
-            nonlocal done
-            memory.write_runs(runs, data)
-            done += len(data)
-            if self.progress is not None:
-                self.progress("loading memory", done, total)
-
-        self.fetch.deliver(write)
+    def _fill_all(self, pid: int, target: Target, content: Content) -> None:
+        """Private memory; that of the first process is on its way already."""
+        if pid == self.manifest.processes[0].pid:
+            self._deliver(self.fetch, target, 0)
+        else:
+            with self.store.fetch(self.manifest, content) as fetch:
+                self._deliver(fetch, target, 0)
         self.mark("fill memory")
 
-    def _make_threads(self, batch: Batch) -> None:
-        self.agent.born.clear()
-        self.agent.run(batch)
-        born = self.agent.born
-        for tid, thread in zip(born, self.process.threads[1:], strict=True):
+    def _fill(self, target: Target, step: Fill) -> None:
+        if step.content.length < _SMALL:
+            for address, data in self.store.read(self.manifest, step.content):
+                target.memory.write(address + step.shift, data)
+        else:
+            with self.store.fetch(self.manifest, step.content) as fetch:
+                self._deliver(fetch, target, step.shift)
+
+    def _deliver(self, fetch: Fetch, target: Target, shift: int) -> None:
+        def write(runs: list[tuple[int, int]], data: memoryview) -> None:
+            if shift:
+                runs = [(address + shift, length) for address, length in runs]
+            target.memory.write_runs(runs, data)
+            self.done += len(data)
+            if self.progress is not None:
+                self.progress("loading memory", self.done, self.manifest.memory_bytes)
+
+        fetch.deliver(write)
+
+    def _make_threads(self, agent: Agent, process: Process, batch: Batch) -> None:
+        agent.born.clear()
+        agent.run(batch)
+        target = agent.target
+        for tid, thread in zip(agent.born, process.threads[1:], strict=True):
             tracing.wait(tid)
-            inner = procfs.inner_tid(self.target.pid, tid)
+            inner = procfs.inner_tid(target.pid, tid)
             if inner != thread.tid:
                 raise CannotRestore(f"thread {thread.tid}", f"came to life as {inner}")
-            self.target.tids.append(tid)
-            self.target.registers[tid] = self.target.registers[self.target.leader]
+            target.tids.append(tid)
+            target.registers[tid] = target.registers[target.leader]
             tracing.set_signal_mask(tid, tracing.BLOCK_ALL)
         self.mark("make threads")
 
-    def _listen(self, build: Build, step: rebuild.Listen) -> None:
+    def _fork(self, agent: Agent, step: family.Fork) -> None:
+        """A child is born with a copy of the agent."""
+        agent.born.clear()
+        agent.run(step.batch)
+        if not agent.born:
+            raise CannotRestore(f"process {step.child.pid}", "its birth was not reported")
+        (child,) = agent.born
+        tracing.wait(child)
+        tracing.set_signal_mask(child, tracing.BLOCK_ALL)
+        target = Target(child, [child])
+        self.agents[step.child.pid] = Agent(target, agent.base, live=False)
+        inner = procfs.inner_tid(child, child)
+        if inner != step.child.pid:
+            raise CannotRestore(f"process {step.child.pid}", f"came to life as {inner}")
+
+    def _end(self, pid: int, step: family.End) -> None:
+        """Its parent finds the status when it asks for it."""
+        agent = self.agents.pop(pid)
+        agent.end(step.zombie.status)
+
+    def _listen(self, build: Build, agent: Agent, step: rebuild.Listen) -> None:
         """The old port; another one when that is taken. A port may be taken between the two."""
         for port in (step.listener.port, 0):
             batch = Batch("listen")
             descriptors.bind(build, batch, step.index, step.listener, port)
-            self.agent.run(batch)
+            agent.run(batch)
             bound, listening = (call.result for call in batch.calls[-2:])
             if bound == 0 and listening == 0:
+                build.ports[step.listener.port] = self._port(build, agent, step)
                 return
             failure = -(bound or listening or 0)
             if failure != errno.EADDRINUSE:
@@ -418,33 +490,31 @@ class _Thaw:
             "give this host that address" if failure == errno.EADDRNOTAVAIL else "",
         )
 
-    def _read_ports(self, build: Build) -> None:
-        """Which ports the listeners have got."""
-        numbers = {entry.description: entry.number for entry in self.process.descriptors}
-        handle = os.pidfd_open(self.target.pid)
+    def _port(self, build: Build, agent: Agent, step: rebuild.Listen) -> int:
+        """Which port a listener has got."""
+        handle = os.pidfd_open(agent.target.pid)
         try:
-            for index, listener in descriptors.listeners(build):
-                descriptor = lib.sk_pidfd_getfd(handle, numbers[index])
-                if descriptor < 0:
-                    raise CannotRestore(f"port {listener.port}", os.strerror(-descriptor))
-                with socket.socket(fileno=descriptor) as end:
-                    build.ports[listener.port] = end.getsockname()[1]
+            descriptor = lib.sk_pidfd_getfd(handle, build.numbers[step.index])
         finally:
             os.close(handle)
+        if descriptor < 0:
+            raise CannotRestore(f"port {step.listener.port}", os.strerror(-descriptor))
+        with socket.socket(fileno=descriptor) as end:
+            port: int = end.getsockname()[1]
+            return port
 
-    def _set_registers(self, target: Target) -> None:
-        for tid, thread in zip(target.tids, self.process.threads, strict=True):
+    def _set_registers(self, process: Process) -> None:
+        target = self.agents[process.pid].target
+        for tid, thread in zip(target.tids, process.threads, strict=True):
             self.architecture.set_vector(tid, thread.vector)
+            if len(thread.registers) != len(target.registers[tid]):
+                raise CannotRestore(f"thread {thread.tid}", "has registers of another processor")
             tracing.set_registers(tid, thread.registers)
             tracing.set_signal_mask(tid, thread.signal_mask)
             target.registers[tid] = thread.registers
             target.masks[tid] = thread.signal_mask
-        self.mark("registers")
-
-    def _outside(self, target: Target) -> None:
-        """What is set from outside."""
         with contextlib.suppress(OSError):
-            Path(f"/proc/{target.pid}/oom_score_adj").write_text(str(self.process.oom_score_adj))
+            Path(f"/proc/{target.pid}/oom_score_adj").write_text(str(process.oom_score_adj))
 
 
 __all__ = ["Held", "RestoredProcess", "hold", "plan", "restore"]

@@ -25,7 +25,13 @@ from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Target
 from snapkernel.model import Clocks, Process
 
-_OPTIONS = tracing.O_TRACESYSGOOD | tracing.O_TRACECLONE | tracing.O_TRACEEXEC | tracing.O_EXITKILL
+_OPTIONS = (
+    tracing.O_TRACESYSGOOD
+    | tracing.O_TRACECLONE
+    | tracing.O_TRACEFORK
+    | tracing.O_TRACEEXEC
+    | tracing.O_EXITKILL
+)
 _CREDENTIALS = struct.Struct("=3i")
 _SECOND = 1_000_000_000
 CAP_SYS_ADMIN = 21
@@ -47,12 +53,15 @@ class Stub:
     init_pid: int
     user_namespace: bool
 
-    def destroy(self) -> None:
-        """End everything in the namespace."""
-        for pid in (self.target.pid, self.init_pid):
+    def destroy(self, others: Sequence[Target] = ()) -> None:
+        """End everything in the namespace; ``others`` were made from the stub. The namespace's end
+        waits for all of them, and who is traced waits for us."""
+        targets = {target.pid: target for target in (self.target, *others)}
+        for pid in (*targets, self.init_pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.target.kill()
+        for target in targets.values():
+            target.kill()
         self.parent.wait()
 
 

@@ -29,4 +29,4 @@ def test_second_dump(name: str, compiler: Compiler, tmp_path: Path, store: str) 
         try:
             assert differences(snapshot.manifest, held, opened) == []
         finally:
-            held.stub.destroy()
+            held.destroy()

@@ -14,7 +14,7 @@ from support.faults import files, refused
 from support.unprivileged import as_nobody
 
 import snapkernel
-from snapkernel.errors import CannotCheckpoint, InvalidName, TargetError
+from snapkernel.errors import CannotCheckpoint, CannotRestore, InvalidName, TargetError
 from snapkernel.store import Store
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -116,9 +116,7 @@ def test_of_another_user(target: Conversation, tmp_path: Path) -> None:
     assert not os.path.exists(folder)
 
 
-@pytest.mark.parametrize(
-    "what", ["child_process", "io_uring", "inotify", "lease", "name_that_is_no_text"]
-)
+@pytest.mark.parametrize("what", ["io_uring", "name_that_is_no_text"])
 def test_objects_that_are_refused(what: str, tmp_path: Path, store: str, empty: Path) -> None:
     """Named by ``explain`` and by ``checkpoint``, before anything is touched."""
     with holding(what, tmp_path) as process:
@@ -134,12 +132,74 @@ def test_objects_that_are_refused(what: str, tmp_path: Path, store: str, empty: 
 
 
 @pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("io_uring_mapped", "anon_inode:[io_uring]"),
+        ("fanotify", "fanotify instances"),
+        ("userfaultfd", "userfaultfd descriptors"),
+        ("perf_event", "performance counters"),
+        ("bpf", "BPF objects"),
+        ("asynchronous_input", "asynchronous I/O contexts"),
+        ("secret_memory", "memfd_secret"),
+        ("events_that_wait", "events wait"),
+        ("watch_that_leads_nowhere", "watch 1"),
+        ("directory_that_was_deleted", "directory was deleted"),
+        ("pipe_that_was_deleted", "FIFO was deleted"),
+        ("signals_to_another", "sends signals to process"),
+        ("process_of_another", "belongs to process"),
+        ("thread_of_ours", "belongs to thread"),
+    ],
+)
+def test_objects_that_are_refused_by_name(
+    what: str, name: str, tmp_path: Path, store: str, empty: Path
+) -> None:
+    """The same, each by the name of what it is, and with what can be done about it."""
+    with holding(what, tmp_path) as process:
+        pid = process.process.pid
+        findings = [f for f in snapkernel.explain(pid) if f.status == "refused"]
+        error = refused(lambda: snapkernel.checkpoint(pid, store=store), CannotCheckpoint)
+        assert isinstance(error, CannotCheckpoint)
+        for found in (findings, error.findings):
+            assert any(name in f"{f.object}: {f.reason}" for f in found), found
+            assert all(f.reason and f.remedy for f in found), found
+        assert process.verdict() == "ok"
+
+
+def test_fifo_that_is_not_there_any_more(tmp_path: Path, store: str) -> None:
+    """It is named before anything is made; once it is there, the restore works."""
+    with holding("fifo", tmp_path) as process:
+        snapshot = snapkernel.checkpoint(process.process.pid, store=store, stop=True)
+        process.process.wait(timeout=PATIENCE)
+    (tmp_path / "named").unlink()
+    error = refused(lambda: snapkernel.restore(snapshot, store=store), CannotRestore)
+    assert f"FIFO {tmp_path}/named" in f"{error.object}: {error.reason}"
+    assert "mkfifo" in error.remedy
+    os.mkfifo(tmp_path / "named")
+    with Conversation() as copy:
+        copy.hand_over(snapkernel.restore(snapshot, store=store, stdio=copy.theirs))
+        assert copy.verdict() == "ok"
+
+
+def test_fifo_that_is_open_elsewhere(tmp_path: Path, store: str) -> None:
+    """What waits in it is not written a second time while the original lives, and that is said."""
+    with holding("fifo", tmp_path) as process:
+        snapshot = snapkernel.checkpoint(process.process.pid, store=store)
+        with Conversation() as copy:
+            restored = snapkernel.restore(snapshot, store=store, stdio=copy.theirs)
+            copy.hand_over(restored)
+            assert any(f"FIFO {tmp_path}/named: shared" in note for note in restored.notes)
+        assert process.verdict() == "ok"
+
+
+@pytest.mark.parametrize(
     "what",
     [
         "descriptor_in_flight",
         "fifo",
         "file_lock",
         "huge_page",
+        "inotify",
+        "lease",
         "namespace_of_its_own",
         "netlink",
         "path_only",

@@ -227,6 +227,7 @@ def test_threads_start_and_end_all_the_time(compiler: Compiler, tmp_path: Path, 
         "pipe_both_ways",
         "one_processor",
         "names_of_bytes",
+        "watch_with_a_high_number",
     ],
 )
 def test_kept(name: str, tmp_path: Path, store: str) -> None:
@@ -316,6 +317,16 @@ def test_mount_namespace(tmp_path: Path, store: str) -> None:
     with start([*unshare("--mount"), *mount, *hazard("idle")], tmp_path) as process:
         refused_by_name(pid_of(process), "mount namespace", store)
         assert process.verdict() == "ok"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_mounted_later(tmp_path: Path) -> None:
+    """What the host mounts and unmounts while a copy runs, the copy sees as well; so it can be
+    saved again, and keeps nothing mounted."""
+    shared = ["unshare", "--mount", "--propagation", "shared", sys.executable]
+    command = [*shared, str(PROGRAMS / "mounts_later.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "ok\n", done.stderr
 
 
 def test_first_of_its_namespace(tmp_path: Path, store: str) -> None:

@@ -263,3 +263,13 @@ def test_three_generations(tmp_path: Path, store: str) -> None:
     with Kernel.restore(snapshot, store, tmp_path / "last") as kernel:
         assert kernel.execute("print(rows.sum() == total, next(squares))") == "True 100\n"
     assert not leaks.left_behind(host)
+
+
+def test_kernel_with_ipc(tmp_path: Path, store: str) -> None:
+    """Jupyter's other transport: the ports are ends of paths, and a copy has others."""
+    with Kernel.start(tmp_path / "a", transport="ipc") as original:
+        assert original.execute("x = 41") == ""
+        snapshot = snapkernel.checkpoint(original.pid, store=store)
+        with Kernel.restore(snapshot, store, tmp_path / "b") as copy:
+            assert copy.execute("x += 1; x") == "42"
+            assert original.execute("x") == "41"

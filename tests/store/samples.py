@@ -15,6 +15,7 @@ from snapkernel.model import (
     FileIdentity,
     Host,
     Manifest,
+    Mapping,
     MemoryLayout,
     Process,
     Thread,
@@ -45,10 +46,21 @@ def new_id() -> str:
     return os.urandom(16).hex()
 
 
+def around(content: Content) -> tuple[Mapping, ...]:
+    """One private mapping that has all bytes of a content; none where no mapping can."""
+    runs = list(content.iter_runs())
+    end = -(-sum(runs[-1]) // PAGE) * PAGE if runs else 0
+    if not runs or runs[0][0] >= end or end >= 1 << 63:
+        return ()
+    return (Mapping(start=runs[0][0] // PAGE * PAGE, end=end, protection=3),)
+
+
 def make_manifest(content: Content | None = None, **fields: Any) -> Manifest:
     """A valid manifest of one process that has this content in its memory."""
     layout = MemoryLayout(**dict.fromkeys(MemoryLayout.__struct_fields__, 0))
-    memory = AddressSpace(mappings=(), auxv=b"", layout=layout, content=content or Content())
+    memory = AddressSpace(
+        mappings=around(content or Content()), auxv=b"", layout=layout, content=content or Content()
+    )
     process = Process(
         pid=7,
         ppid=1,
@@ -60,7 +72,16 @@ def make_manifest(content: Content | None = None, **fields: Any) -> Manifest:
         working_directory="/",
         umask=0o22,
         memory=memory,
-        threads=(Thread(tid=7, name=b"true", registers=bytes(216), vector={}, signal_mask=0),),
+        threads=(
+            Thread(
+                tid=7,
+                name=b"true",
+                registers=bytes(216),
+                vector={},
+                signal_mask=0,
+                alternate_stack=bytes(24),
+            ),
+        ),
         descriptors=(),
         credentials=Credentials(uids=(0, 0, 0, 0), gids=(0, 0, 0, 0)),
         actions={},

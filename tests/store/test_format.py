@@ -88,9 +88,15 @@ def test_a_reader_made_from_the_documentation(local: Store, folder: Path) -> Non
     (index,) = (folder / "index").iterdir()
     listed = index.read_bytes()
     assert listed[-32:] == blake3(listed[:-32]).digest()
-    assert struct.unpack_from("<8sHHI", listed) == (b"snapkidx", 1, 0, 1)
-    name, size, rows = struct.unpack_from("<32sII", listed, 16)
-    assert name.hex() == manifest["packs"][0]
-    assert size == len(packs[0])
-    assert list(struct.iter_unpack("<32sIIIB", listed[56:-32])) == tables[0]
-    assert rows == len(tables[0])
+    assert struct.unpack_from("<8sHHI", listed) == (b"snapkidx", 1, 0, len(packs))
+    at, sizes, rows = 16, {}, {}
+    for _ in packs:
+        name, size, count = struct.unpack_from("<32sII", listed, at)
+        sizes[name.hex()] = size
+        rows[name.hex()] = list(
+            struct.iter_unpack("<32sIIIB", listed[at + 40 : at + 40 + 45 * count])
+        )
+        at += 40 + 45 * count
+    assert at == len(listed) - 32
+    assert sizes == dict(zip(manifest["packs"], map(len, packs), strict=True))
+    assert rows == dict(zip(manifest["packs"], tables, strict=True))

@@ -5,6 +5,8 @@ The restored threads are held stopped, so nothing has run between the two.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from signal import SIGALRM
 from typing import Any
@@ -13,6 +15,7 @@ import msgspec
 
 from snapkernel import procfs
 from snapkernel.freeze import capture as looking
+from snapkernel.freeze.target import Target
 from snapkernel.model import (
     ClosedSocket,
     Content,
@@ -21,6 +24,7 @@ from snapkernel.model import (
     PosixTimer,
     Process,
     RegularFile,
+    SharedMemory,
     Stream,
     TcpListener,
     TimerDescriptor,
@@ -35,81 +39,91 @@ from snapkernel.thaw.restore import Held
 class Dump:
     """What a manifest would hold of a process that stands still."""
 
-    process: Process
+    processes: list[Process]
     capture: Capture
 
 
 def dump(held: Held) -> Dump:
     """Look at a restored process that has not run yet."""
-    target = held.target
-    areas = procfs.areas(procfs.text(f"/proc/{target.pid}/maps"))
-    threads.leave_sequences(target, looking.arch.native())
-    agent = looking.install_agent(target, areas)
-    try:
-        flags = memory.read_flags(target.pid)
-        process, capture, _ = looking.capture(target, agent, areas, {}, None)
-        capture.policies = memory_policy.of_areas(target.pid, areas)
-        process = looking.mappings(capture, process, areas, flags)
-    finally:
-        agent.remove()
-    return Dump(process, capture)
+    parts = []
+    with contextlib.ExitStack() as agents:
+        for target in held.targets.values():
+            areas = procfs.areas(procfs.text(f"/proc/{target.pid}/maps"))
+            threads.leave_sequences(target, looking.arch.native())
+            agent = looking.install_agent(target, areas)
+            agents.callback(agent.remove)
+            parts.append(looking.Frozen(target, agent, areas))
+        flags = [memory.read_flags(part.target.pid) for part in parts]
+        capture, _ = looking.capture(parts, (), {}, None)
+        processes = [
+            looking.mappings(part, own, memory_policy.of_areas(part.target.pid, part.areas))
+            for part, own in zip(parts, flags, strict=True)
+        ]
+    return Dump(processes, capture)
 
 
 def differences(manifest: Manifest, held: Held, store: Store) -> list[str]:
     """Everything in which the second dump differs from the first."""
     second = dump(held)
-    first = manifest.processes[0]
+    found: list[str] = []
+    for process, again in zip(manifest.processes, second.processes, strict=True):
+        found += _differences(manifest, process, held.targets[process.pid], second, again, store)
+    if manifest.ipc != second.capture.ipc:
+        found.append(f"IPC namespace: {_short(manifest.ipc)} != {_short(second.capture.ipc)}")
+    objects = _without_content(manifest.shared_memory)
+    there = _without_content(second.capture.shared_memory)
+    if objects != there:
+        found.append(f"shared memory: {_short(objects)} != {_short(there)}")
+    return found
+
+
+def _without_content(records: Iterable[SharedMemory]) -> list[SharedMemory]:
+    return [msgspec.structs.replace(record, content=Content()) for record in records]
+
+
+def _differences(
+    manifest: Manifest, first: Process, target: Target, second: Dump, again: Process, store: Store
+) -> list[str]:
     found: list[str] = []
 
     def compare(what: str, one: Any, other: Any) -> None:
         if one != other:
-            found.append(f"{what}: {_short(one)} != {_short(other)}")
+            found.append(f"process {first.pid}: {what}: {_short(one)} != {_short(other)}")
 
     for name in Process.__struct_fields__:
         if name in ("memory", "threads", "stopped", "credentials"):
             continue
         if name == "pending":
             # A timer may have rung since.
-            rung = [p for p in second.process.pending if p.signal == SIGALRM]
+            rung = [p for p in again.pending if p.signal == SIGALRM]
             late = [] if SIGALRM in {p.signal for p in first.pending} else rung
-            queued = tuple(p for p in second.process.pending if p not in late)
+            queued = tuple(p for p in again.pending if p not in late)
             compare(name, first.pending, queued)
         elif name == "interval_timers":
             # Time goes on, but the interval is the same.
-            for one, other in zip(
-                first.interval_timers, second.process.interval_timers, strict=True
-            ):
+            for one, other in zip(first.interval_timers, again.interval_timers, strict=True):
                 compare("interval of a timer", one[:16], other[:16])
         elif name == "timers":
             compare(
                 name,
                 list(map(_standing, first.timers)),
-                list(map(_standing, second.process.timers)),
+                list(map(_standing, again.timers)),
             )
         else:
-            compare(name, getattr(first, name), getattr(second.process, name))
-    compare("user ids", first.credentials.uids, second.process.credentials.uids)
-    compare("group ids", first.credentials.gids, second.process.credentials.gids)
-    for one, other in zip(first.threads, second.process.threads, strict=True):
+            compare(name, getattr(first, name), getattr(again, name))
+    compare("user ids", first.credentials.uids, again.credentials.uids)
+    compare("group ids", first.credentials.gids, again.credentials.gids)
+    for one, other in zip(first.threads, again.threads, strict=True):
         for name in one.__struct_fields__:
             if name == "system_call":
                 continue  # of a call that will be made again, the number alone
             compare(f"thread {one.tid} {name}", getattr(one, name), getattr(other, name))
-    compare("layout", first.memory.layout, second.process.memory.layout)
-    compare("auxv", first.memory.auxv, second.process.memory.auxv)
-    compare("vdso", first.memory.vdso, second.process.memory.vdso)
-    _compare_mappings(first, second.process, compare)
-    _compare_files(manifest, second, compare)
-    compare("IPC namespace", manifest.ipc, second.capture.ipc)
-    compare(
-        "shared memory",
-        [msgspec.structs.replace(record, content=Content()) for record in manifest.shared_memory],
-        [
-            msgspec.structs.replace(record, content=Content())
-            for record in second.capture.shared_memory
-        ],
-    )
-    _compare_memory(manifest, held, second, store, compare)
+    compare("layout", first.memory.layout, again.memory.layout)
+    compare("auxv", first.memory.auxv, again.memory.auxv)
+    compare("vdso", first.memory.vdso, again.memory.vdso)
+    _compare_mappings(first, again, compare)
+    _compare_files(manifest, first, second, again, compare)
+    _compare_memory(manifest, first, target, again, store, compare)
     return found
 
 
@@ -124,14 +138,15 @@ def _compare_mappings(first: Process, second: Process, compare: Any) -> None:
         compare(f"mapping {key[0]:#x}-{key[1]:#x}", one, other)
 
 
-def _compare_files(manifest: Manifest, second: Dump, compare: Any) -> None:
+def _compare_files(
+    manifest: Manifest, first: Process, second: Dump, again: Process, compare: Any
+) -> None:
     ours = {
-        d.number: (d.close_on_exec, manifest.descriptions[d.description])
-        for d in manifest.processes[0].descriptors
+        d.number: (d.close_on_exec, manifest.descriptions[d.description]) for d in first.descriptors
     }
     theirs = {
         d.number: (d.close_on_exec, second.capture.descriptions[d.description])
-        for d in second.process.descriptors
+        for d in again.descriptors
     }
     for number in sorted(ours.keys() | theirs.keys()):
         one, other = ours.get(number), theirs.get(number)
@@ -140,10 +155,10 @@ def _compare_files(manifest: Manifest, second: Dump, compare: Any) -> None:
         if one and other:
             one, other = (one[0], _comparable(one[1])), (other[0], _comparable(other[1]))
         compare(f"fd {number}", one, other)
-    shared = [d.description for d in manifest.processes[0].descriptors]
-    again = [d.description for d in second.process.descriptors]
+    shared = [d.description for d in first.descriptors]
+    others = [d.description for d in again.descriptors]
     compare(
-        "shared descriptions", [shared.index(n) for n in shared], [again.index(n) for n in again]
+        "shared descriptions", [shared.index(n) for n in shared], [others.index(n) for n in others]
     )
     compare(
         "pipes",
@@ -176,12 +191,12 @@ def _standing(timer: PosixTimer) -> PosixTimer:
 
 
 def _compare_memory(
-    manifest: Manifest, held: Held, second: Dump, store: Store, compare: Any
+    manifest: Manifest, first: Process, target: Target, again: Process, store: Store, compare: Any
 ) -> None:
-    content: Content = manifest.processes[0].memory.content
-    rseq = [t.rseq.address for t in manifest.processes[0].threads if t.rseq]
+    content: Content = first.memory.content
+    rseq = [t.rseq.address for t in first.threads if t.rseq]
     for address, data in store.read(manifest, content):
-        there = held.target.memory.read(address, len(data))
+        there = target.memory.read(address, len(data))
         if there != data:
             # The kernel writes the processor's number into the rseq areas (rseq(2)).
             at = [address + i for i in range(len(data)) if data[i] != there[i]]
@@ -192,9 +207,9 @@ def _compare_memory(
                 b"" if not strange else there[:16],
             )
     runs = {a for start, length in content.iter_runs() for a in range(start, start + length, 4096)}
-    for start, length in looking.private_runs(held.target.pid, second.process.memory.mappings):
+    for start, length in looking.private_runs(target.pid, again.memory.mappings):
         for page in range(start, start + length, 4096):
-            if page not in runs and any(held.target.memory.read(page, 4096)):
+            if page not in runs and any(target.memory.read(page, 4096)):
                 compare(f"page {page:#x}", "not there", "there")
 
 

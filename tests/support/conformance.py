@@ -7,9 +7,11 @@ protocol is in ``programs/protocol.py``).
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import platform
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from snapkernel import procfs
 from support.leftovers import started
 
 if TYPE_CHECKING:
@@ -138,11 +141,15 @@ class Conversation:
         return "\n".join([*said, f"status {status}"])
 
     def end(self) -> None:
-        """Kill the process and wait for it."""
+        """Kill the process with all that it has started, and wait for it."""
         assert self.process is not None
+        family = procfs.descendants(self.process.pid) if self.process.poll() is None else []
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(timeout=PATIENCE)
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def __enter__(self) -> Self:
         return self

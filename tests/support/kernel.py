@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from jupyter_client.connect import write_connection_file
 from jupyter_client.launcher import launch_kernel
 
 import snapkernel
+from snapkernel import procfs
 from support.conformance import Process
 
 if TYPE_CHECKING:
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds after which a kernel that does not answer counts as hanging."""
 
-NOT_UNIQUE = re.compile(r"ERROR! Session/line number was not unique.*?(new session \d+\n|$)", re.S)
+NOT_UNIQUE = re.compile(
+    r"ERROR! Session/line number was not unique in ?"
+    r"|database\. History logging moved to new session ?(\d+\n?)?"
+)
 """What IPython says, in parts, when two copies of a kernel write into one history, each its
 line 7. It begins a new session then, and all is well."""
 
@@ -53,14 +58,20 @@ class Kernel:
         self.settle()
 
     @classmethod
-    def start(cls, folder: Path, environment: Mapping[str, str] | None = None) -> Kernel:
+    def start(
+        cls,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        transport: str = "tcp",
+    ) -> Kernel:
         """Start an ipykernel in `folder` the way Jupyter does: it watches its parent.
 
         IPython's and matplotlib's own folders are below `folder`, BLAS has two threads.
         """
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "connection.json"
-        write_connection_file(str(file))
+        ip = "" if transport == "tcp" else str(folder / "socket")
+        write_connection_file(str(file), ip=ip, transport=transport)
         # With it, ipykernel would not capture descriptors 1 and 2, as it does elsewhere.
         inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
         own = {
@@ -208,10 +219,14 @@ class Kernel:
         os.kill(self.pid, signal.SIGINT)
 
     def kill(self) -> BlockingKernelClient:
-        """End the kernel's process at once, but keep the client."""
+        """End the kernel's process at once, and what it has started, but keep the client."""
+        started = procfs.descendants(self.pid) if self.process.poll() is None else []
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(PATIENCE)
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return self.client
 
     def disconnect(self) -> None:

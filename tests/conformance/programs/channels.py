@@ -1,4 +1,4 @@
-"""Pipes and unix socket pairs with what is queued in them."""
+"""Pipes, FIFOs and unix socket pairs with what is queued in them."""
 
 import array
 import fcntl
@@ -6,9 +6,10 @@ import os
 import select
 import socket
 
-from protocol import expect, main, pattern, program
+from protocol import call, expect, main, pattern, program
 
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032
+SPLICE_F_NONBLOCK = 2
 
 
 @program
@@ -100,6 +101,92 @@ def pipe_packets():
     packets = [os.read(reader, 10_000) for _ in range(4)]
     expect("packets", packets, [b"one", b"two", pattern(4096), b"four"])
     assert fcntl.fcntl(writer, fcntl.F_GETFL) & os.O_DIRECT, "O_DIRECT is gone"
+
+
+@program
+def fifo_both_ends():
+    """A FIFO whose ends are both ours, as two descriptions, and with a third for both ways."""
+    os.mkfifo("fifo")
+    reader = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open("fifo", os.O_WRONLY)
+    both = os.open("fifo", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETFL, 0)
+    descriptors = (reader, writer, both)
+    flags = [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in descriptors]
+    yield
+    expect("flags", [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in descriptors], flags)
+    os.write(writer, b"through ")
+    os.write(both, b"the FIFO")
+    expect("read", os.read(reader, 100), b"through the FIFO")
+    other = os.open("fifo", os.O_WRONLY | os.O_NONBLOCK)
+    os.write(other, b"by name")
+    expect("written by name", os.read(both, 100), b"by name")
+
+
+@program
+def fifo_with_data():
+    """What waits is looked at without being taken: a copy beside its original shares the FIFO."""
+    os.mkfifo("fifo")
+    both = os.open("fifo", os.O_RDWR)
+    reader = os.open("fifo", os.O_RDONLY)
+    size = fcntl.fcntl(both, F_SETPIPE_SZ, 1 << 18)
+    os.write(both, pattern(150_000))
+    yield
+    expect("size", fcntl.fcntl(both, F_GETPIPE_SZ), size)
+    out, into = os.pipe()
+    fcntl.fcntl(into, F_SETPIPE_SZ, size)
+    expect("waits", call("tee", reader, into, size, SPLICE_F_NONBLOCK), 150_000)
+    found = b""
+    while len(found) < 150_000:
+        found += os.read(out, 150_000)
+    expect("content", found == pattern(150_000), True)
+
+
+@program
+def fifo_packets():
+    """Packet mode (pipe(2), O_DIRECT), which a FIFO can be switched to."""
+    os.mkfifo("fifo")
+    both = os.open("fifo", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.fcntl(both, fcntl.F_SETFL, os.O_DIRECT | os.O_NONBLOCK)
+    yield
+    os.write(both, b"one")
+    os.write(both, b"two")
+    expect("packets", [os.read(both, 100), os.read(both, 100)], [b"one", b"two"])
+
+
+@program
+def fifo_without_writer():
+    """Readers of two FIFOs: one waits for its first writer, one has had its last."""
+    os.mkfifo("waits")
+    os.mkfifo("hung up")
+    waits = os.open("waits", os.O_RDONLY | os.O_NONBLOCK)
+    hung_up = os.open("hung up", os.O_RDONLY | os.O_NONBLOCK)
+    os.close(os.open("hung up", os.O_WRONLY))
+    poll = select.poll()
+    poll.register(waits, select.POLLIN)
+    poll.register(hung_up, select.POLLIN)
+    expect("before", poll.poll(0), [(hung_up, select.POLLHUP)])
+    yield
+    expect("events", poll.poll(0), [(hung_up, select.POLLHUP)])
+    expect("end of file", [os.read(waits, 10), os.read(hung_up, 10)], [b"", b""])
+
+
+@program
+def fifo_without_reader():
+    os.mkfifo("fifo")
+    reader = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open("fifo", os.O_WRONLY)
+    os.close(reader)
+    yield
+    try:
+        os.write(writer, b"x")
+    except BrokenPipeError:
+        pass
+    else:
+        raise AssertionError("there is a reader")
+    reader = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
+    os.write(writer, b"x")
+    expect("read", os.read(reader, 10), b"x")
 
 
 @program

@@ -1,14 +1,18 @@
-"""Descriptors that report events: eventfd, epoll, timerfd, signalfd."""
+"""Descriptors that report events: eventfd, epoll, timerfd, signalfd, inotify."""
 
 import ctypes
+import fcntl
 import os
 import select
 import signal
 import struct
 
-from protocol import call, expect, main, program
+from protocol import call, expect, main, program, restored
 
 CLOCK_MONOTONIC = 1
+IN_ATTRIB, IN_CLOSE_NOWRITE, IN_CREATE, IN_DELETE = 0x4, 0x10, 0x100, 0x200
+IN_ALL_EVENTS, IN_DONT_FOLLOW, IN_EXCL_UNLINK = 0xFFF, 0x2000000, 0x4000000
+IN_ISDIR, IN_ONESHOT = 0x40000000, 0x80000000
 TFD_NONBLOCK = os.O_NONBLOCK
 
 
@@ -228,6 +232,66 @@ def signal_descriptor():
     expect("signal", struct.unpack_from("I", os.read(fd, 128))[0], signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGUSR2)
     expect("next signal", struct.unpack_from("I", os.read(fd, 128))[0], signal.SIGUSR2)
+
+
+def inotify_events(fd: int, seconds: float = 0) -> list[tuple[int, int, str]]:
+    """Watch, mask and name of each event that waits or comes within some seconds."""
+    found = []
+    while select.select([fd], [], [], seconds)[0]:
+        data, at = os.read(fd, 65536), 0
+        while at < len(data):
+            watch, mask, _, length = struct.unpack_from("iIII", data, at)
+            name = data[at + 16 : at + 16 + length].rstrip(b"\0").decode()
+            found.append((watch, mask, name))
+            at += 16 + length
+        seconds = 0
+    return found
+
+
+@program
+def inotify_watches():
+    """Watches keep their numbers, with gaps between them, and nothing is told that we did not do:
+    opening, reading and closing are watched as well."""
+    os.makedirs("place/folder/inner")
+    os.chdir("place")  # the snapshot itself is stored beside it
+    os.symlink("folder", "link")
+    open("file", "w").close()
+    fd = call("inotify_init1", os.O_CLOEXEC)
+    read = os.open("file", os.O_RDONLY)
+
+    def watch(path: str, mask: int) -> int:
+        return call("inotify_add_watch", fd, path.encode(), mask)
+
+    here = watch(".", IN_CREATE | IN_EXCL_UNLINK)
+    for _ in range(40):
+        call("inotify_rm_watch", fd, watch("folder", IN_CREATE))
+    file = watch("file", IN_ALL_EVENTS)
+    inner = watch("folder/inner", IN_CREATE | IN_DELETE | IN_ONESHOT)
+    call("inotify_rm_watch", fd, watch("folder", IN_CREATE))
+    link = watch("link", IN_ATTRIB | IN_DONT_FOLLOW)
+    expect("numbers", (here, file, inner, link), (1, 42, 43, 45))
+    inotify_events(fd)
+
+    def watches() -> list[str]:
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            return sorted(line for line in info if line.startswith("inotify"))
+
+    before, flags = watches(), fcntl.fcntl(fd, fcntl.F_GETFL)
+    yield
+    if not restored() and os.path.exists("folder/inner/made-by-copy"):
+        return  # the copy has told the original, too
+    expect("events", inotify_events(fd), [])
+    expect("watches", watches(), before)
+    expect("flags", fcntl.fcntl(fd, fcntl.F_GETFL), flags)
+    name = "made-by-copy" if restored() else "made"
+    os.mkdir(f"folder/inner/{name}")
+    expect("made below", inotify_events(fd, 30)[0], (inner, IN_CREATE | IN_ISDIR, name))
+    os.mkdir(name)
+    expect("made here", inotify_events(fd, 30), [(here, IN_CREATE | IN_ISDIR, name)])
+    os.utime("link", follow_symlinks=False)
+    expect("touched", inotify_events(fd, 30), [(link, IN_ATTRIB, "")])
+    os.close(read)
+    expect("closed", inotify_events(fd, 30), [(file, IN_CLOSE_NOWRITE, "")])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What a process is: its names, places, limits and relations."""
 
+import fcntl
 import os
 import resource
+import select
+import signal
 import subprocess
 import sys
 
@@ -173,6 +176,21 @@ def no_strange_children():
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
         expect("children", children.read(), "")
     expect("signals", arrived, [])
+
+
+@program
+def own_pid_descriptor():
+    """pidfd_open(2) of the process itself: signals sent through it arrive."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    fd = os.pidfd_open(os.getpid(), os.O_NONBLOCK)
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    yield
+    expect("flags", fcntl.fcntl(fd, fcntl.F_GETFL), flags)
+    with open(f"/proc/self/fdinfo/{fd}") as info:
+        expect("pid", info.read().partition("NSpid:")[2].split()[-1], str(os.getpid()))
+    expect("has ended", select.select([fd], [], [], 0)[0], [])
+    signal.pidfd_send_signal(fd, signal.SIGUSR1)
+    expect("told", signal.sigtimedwait([signal.SIGUSR1], 30).si_pid, os.getpid())
 
 
 if __name__ == "__main__":

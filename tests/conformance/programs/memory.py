@@ -15,6 +15,7 @@ WIPEONFORK = 18
 DONTDUMP = 16
 PR_SET_VMA = 0x53564D41
 PR_SET_VMA_ANON_NAME = 0
+MCL_FUTURE, MCL_ONFAULT = 2, 4
 
 
 @program
@@ -470,6 +471,44 @@ def locked():
 
 
 @program
+def locked_on_fault():
+    """mlock2(2), MLOCK_ONFAULT: pages are locked when they are touched, and no others are there."""
+    area = Area(64 * PAGE)
+    call("mlock2", area.address, area.length, 1)
+    area.write(pattern(2 * PAGE))
+    yield
+    expect("content", area.read(2 * PAGE), pattern(2 * PAGE))
+    expect("resident", area.resident(), 2 * PAGE)
+    assert {"lo", "lf"} <= area.vm_flags(), area.vm_flags()
+
+
+def _future_locks(flags: int):
+    """mlockall(2), MCL_FUTURE: what is mapped from now on is locked."""
+    before = Area(8 * PAGE)
+    try:
+        call("mlockall", flags)
+    except OSError as error:
+        raise UnsupportedError(f"mlockall: {error.strerror}") from None
+    yield
+    after = Area(8 * PAGE)
+    assert "lo" not in before.vm_flags(), before.vm_flags()
+    assert "lo" in after.vm_flags(), after.vm_flags()
+    on_fault = bool(flags & MCL_ONFAULT)
+    expect("locked on fault", "lf" in after.vm_flags(), on_fault)
+    expect("resident", after.resident(), 0 if on_fault else 8 * PAGE)
+
+
+@program
+def locked_in_future():
+    yield from _future_locks(MCL_FUTURE)
+
+
+@program
+def locked_in_future_on_fault():
+    yield from _future_locks(MCL_FUTURE | MCL_ONFAULT)
+
+
+@program
 def guard_pages():
     area = Area(64 * PAGE)
     area.advise(mmap.MADV_NOHUGEPAGE)
@@ -515,6 +554,22 @@ def named():
         raise UnsupportedError("names of anonymous memory")
     yield
     expect("name", area.details()[""].partition("[")[2], "anon:my arrays]")
+    expect("content", area.read() == pattern(16 * PAGE), True)
+
+
+@program
+def named_shared():
+    """The same of shared memory (Linux 6.2)."""
+    area = Area(16 * PAGE, flags=SHARED | ANONYMOUS)
+    area.write(pattern(16 * PAGE))
+    try:
+        call("prctl", PR_SET_VMA, PR_SET_VMA_ANON_NAME, area.address, area.length, b"our arrays")
+    except OSError:
+        raise UnsupportedError("names of shared anonymous memory") from None
+    if "our arrays" not in area.details()[""]:
+        raise UnsupportedError("names of shared anonymous memory")
+    yield
+    expect("name", area.details()[""].partition("[")[2], "anon_shmem:our arrays]")
     expect("content", area.read() == pattern(16 * PAGE), True)
 
 

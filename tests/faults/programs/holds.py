@@ -5,8 +5,9 @@ import fcntl
 import mmap
 import os
 import select
+import signal
 import socket
-import subprocess
+import struct
 import sys
 from pathlib import Path
 
@@ -16,15 +17,26 @@ from protocol import UnsupportedError, call, expect, main, program
 
 IO_URING_SETUP = 425  # the same number on every architecture (Linux 5.1)
 HUGETLB = 0x40000
+# Numbers of <asm/unistd.h>: on x86_64, and on the architectures with the generic table.
+NUMBERS = {
+    "userfaultfd": (323, 282),
+    "perf_event_open": (298, 241),
+    "bpf": (321, 280),
+    "io_setup": (206, 0),
+    "memfd_secret": (447, 447),
+}
 
 
-@program
-def child_process():
-    child = subprocess.Popen(["sleep", "1000"])
-    yield
-    expect("the child's status", child.poll(), None)
-    child.kill()
-    child.wait()
+def system_call(name, *arguments):
+    """One that the C library does not have."""
+    machine = os.uname().machine
+    if machine not in ("x86_64", "aarch64", "riscv64", "loongarch64"):
+        raise UnsupportedError(f"the number of {name} on {machine} is not known here")
+    number = NUMBERS[name][machine != "x86_64"]
+    try:
+        return call("syscall", number, *arguments)
+    except OSError as error:
+        raise UnsupportedError(f"{name}: {error.strerror}") from None
 
 
 @program
@@ -39,11 +51,164 @@ def io_uring():
 
 
 @program
-def inotify():
-    fd = call("inotify_init1", os.O_NONBLOCK)
-    call("inotify_add_watch", fd, b".", 0x100)  # IN_CREATE
+def io_uring_mapped():
+    """The descriptor is closed, and the ring lives on as long as it is mapped."""
+    parameters = ctypes.create_string_buffer(120)
+    try:
+        fd = call("syscall", IO_URING_SETUP, 4, ctypes.addressof(parameters))
+    except OSError as error:
+        raise UnsupportedError(f"io_uring: {error.strerror}") from None
+    ring = mmap.mmap(fd, mmap.PAGESIZE, flags=mmap.MAP_SHARED)
+    os.close(fd)
+    before = ring[:]
+    yield
+    expect("ring", ring[:], before)
+
+
+@program
+def fanotify():
+    by_identity = 0x200  # FAN_REPORT_FID: a user without privilege may ask for it since Linux 5.13
+    try:
+        fd = call("fanotify_init", by_identity, os.O_RDONLY)
+        call("fanotify_mark", fd, 1, 0x100, -100, b".")  # FAN_MARK_ADD, FAN_CREATE
+    except OSError as error:
+        raise UnsupportedError(f"fanotify: {error.strerror}") from None
     yield
     Path("made").touch()
+    expect("told", select.select([fd], [], [], 30)[0], [fd])
+
+
+@program
+def userfaultfd():
+    fd = system_call("userfaultfd", os.O_NONBLOCK | 1)  # UFFD_USER_MODE_ONLY
+    yield
+    expect("descriptor", os.readlink(f"/proc/self/fd/{fd}"), "anon_inode:[userfaultfd]")
+
+
+@program
+def perf_event():
+    """A software counter of our own time, which most hosts let everybody have."""
+    attributes = bytearray(128)
+    struct.pack_into("=IIQ", attributes, 0, 1, len(attributes), 1)  # TASK_CLOCK
+    struct.pack_into("=Q", attributes, 40, 1 << 5)  # exclude_kernel
+    buffer = ctypes.create_string_buffer(bytes(attributes))
+    fd = system_call("perf_event_open", ctypes.addressof(buffer), 0, -1, -1, 0)
+    yield
+    first = os.read(fd, 8)
+    assert os.read(fd, 8) > first or first != bytes(8), "it does not count"
+
+
+@program
+def bpf():
+    """A map of one element."""
+    attributes = ctypes.create_string_buffer(struct.pack("=IIIII", 2, 4, 4, 1, 0), 128)  # ARRAY
+    fd = system_call("bpf", 0, ctypes.addressof(attributes), 128)  # BPF_MAP_CREATE
+    yield
+    expect("descriptor", os.readlink(f"/proc/self/fd/{fd}"), "anon_inode:bpf-map")
+
+
+@program
+def asynchronous_input():
+    """io_setup(2)."""
+    context = ctypes.c_ulong()
+    system_call("io_setup", 8, ctypes.addressof(context))
+    yield
+    with open("/proc/self/maps") as maps:
+        assert any("/[aio]" in line for line in maps), "the context is gone"
+
+
+@program
+def secret_memory():
+    fd = system_call("memfd_secret", 0)
+    os.ftruncate(fd, mmap.PAGESIZE)
+    area = mmap.mmap(fd, mmap.PAGESIZE)
+    area[:6] = b"secret"
+    yield
+    expect("content", area[:6], b"secret")
+
+
+@program
+def events_that_wait():
+    """An inotify whose event nobody has read."""
+    os.mkdir("folder")
+    fd = call("inotify_init1", os.O_NONBLOCK)
+    call("inotify_add_watch", fd, b"folder", 0x100)  # IN_CREATE
+    open("folder/made", "w").close()
+    yield
+    expect("event", os.read(fd, 4096)[16:20], b"made")
+
+
+@program
+def watch_that_leads_nowhere():
+    """What is watched has no path any more, but is still there."""
+    open("file", "w").close()
+    kept = os.open("file", os.O_RDWR)
+    fd = call("inotify_init1", os.O_NONBLOCK)
+    call("inotify_add_watch", fd, b"file", 0x2)  # IN_MODIFY
+    os.unlink("file")
+    yield
+    os.write(kept, b"x")
+    expect("told", os.read(fd, 4096)[4], 2)
+
+
+@program
+def directory_that_was_deleted():
+    os.mkdir("folder")
+    fd = os.open("folder", os.O_RDONLY | os.O_DIRECTORY)
+    os.rmdir("folder")
+    yield
+    expect("list", os.listdir(fd), [])
+
+
+@program
+def pipe_that_was_deleted():
+    """A FIFO."""
+    os.mkfifo("named")
+    fd = os.open("named", os.O_RDWR)
+    os.unlink("named")
+    os.write(fd, b"queued")
+    yield
+    expect("queued", os.read(fd, 100), b"queued")
+
+
+@program
+def signals_to_another():
+    """F_SETOWN: our parent is told."""
+    reader, _ = os.pipe()
+    fcntl.fcntl(reader, fcntl.F_SETOWN, os.getppid())
+    yield
+    expect("owner", fcntl.fcntl(reader, fcntl.F_GETOWN), os.getppid())
+
+
+@program
+def process_of_another():
+    """A file of /proc that tells of our parent."""
+    fd = os.open(f"/proc/{os.getppid()}/stat", os.O_RDONLY)
+    yield
+    expect("pid", os.read(fd, 100).split()[0], str(os.getppid()).encode())
+
+
+@program
+def thread_of_ours():
+    """A file of /proc that tells of a thread."""
+    import threading
+
+    go = threading.Event()
+    worker = threading.Thread(target=go.wait)
+    worker.start()
+    fd = os.open(f"/proc/self/task/{worker.native_id}/stat", os.O_RDONLY)
+    yield
+    expect("tid", os.read(fd, 100).split()[0], str(worker.native_id).encode())
+    go.set()
+
+
+@program
+def inotify():
+    fd = call("inotify_init1", os.O_NONBLOCK)
+    os.mkdir("watched")
+    call("inotify_add_watch", fd, b"watched", 0x100)  # IN_CREATE
+    yield
+    Path("watched/made").touch()
     expect("reported", select.select([fd], [], [], 30)[0], [fd])
 
 
@@ -82,8 +247,16 @@ def lease():
     """fcntl(2), F_SETLEASE: we are told before somebody opens the file."""
     fd = os.open("leased", os.O_RDWR | os.O_CREAT)
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
     yield
     expect("lease", fcntl.fcntl(fd, fcntl.F_GETLEASE), fcntl.F_WRLCK)
+    try:
+        os.open("leased", os.O_RDONLY | os.O_NONBLOCK)
+    except BlockingIOError:
+        told = signal.sigtimedwait([signal.SIGIO], 30)
+        assert told is not None, "somebody opens the file and we are not told"
+    else:
+        raise AssertionError("somebody opens the file and does not wait for us")
 
 
 @program

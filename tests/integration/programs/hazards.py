@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "conformance" / "programs"))
 from protocol import UnsupportedError, Worker, call, expect, main, program
 
 PR_SET_NAME = 15
+IN_CREATE = 0x100
 NAMES = (b"\xff\xfemain", b"caf\xe9 \xc3")
 
 
@@ -143,6 +144,30 @@ def names_of_bytes():
     go.set()
     expect("main", Path("/proc/self/comm").read_bytes(), NAMES[0] + b"\n")
     expect("thread", worker.result(), NAMES[1] + b"\n")
+
+
+@program
+def watch_with_a_high_number():
+    """As of a program that has watched and forgotten thousands of files (inotify(7))."""
+    os.makedirs("place/inner")
+    fd = call("inotify_init1", os.O_NONBLOCK)
+    for number in range(1, 9000):
+        expect("number", call("inotify_add_watch", fd, b"place", IN_CREATE), number)
+        call("inotify_rm_watch", fd, number)
+        if number % 1000 == 0:
+            os.read(fd, 1 << 20)
+    os.read(fd, 1 << 20)
+    expect("last number", call("inotify_add_watch", fd, b"place/inner", IN_CREATE), 9000)
+    yield
+    name = f"made-by-{os.stat('/proc/self/ns/pid').st_ino}"
+    Path("place/inner", name).touch()
+    seen = os.read(fd, 1 << 20)
+    while seen and not seen[16:].startswith(name.encode()):
+        # The copy beside us may have made a file as well, and nothing else has happened.
+        watch, mask, _, length = struct.unpack_from("iIII", seen)
+        expect("event", (watch, mask, seen[16:24]), (9000, IN_CREATE, b"made-by-"))
+        seen = seen[16 + length :]
+    expect("event", struct.unpack_from("iI", seen), (9000, IN_CREATE))
 
 
 @program

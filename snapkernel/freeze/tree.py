@@ -1,0 +1,81 @@
+"""A process with all its descendants, stopped at one instant.
+
+Parents are stopped before their children: a frozen process makes no new ones, so when all that are
+known stand still and no unknown child is left, nothing runs any more. A child that has ended, and
+that its parent has not waited for, is a zombie: there is nothing to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from snapkernel import procfs
+from snapkernel.errors import TargetError
+from snapkernel.freeze.target import Target, freeze
+
+
+@dataclass
+class Tree:
+    """Stopped processes.
+
+    Attributes:
+        targets: every parent before its children, and children in the order of their birth.
+        zombies: pids, on this host, of children that have ended.
+    """
+
+    targets: list[Target] = field(default_factory=list)
+    zombies: list[int] = field(default_factory=list)
+
+
+@contextmanager
+def freeze_tree(pid: int) -> Iterator[Tree]:
+    """Stop a process and all its descendants for the time of the block.
+
+    Raises:
+        TargetError: one does not exist, is traced by another process, or may not be traced.
+    """
+    tree = Tree()
+    with ExitStack() as stack:
+        tree.targets.append(stack.enter_context(freeze(pid)))
+        seen = {pid}
+        while new := [child for t in tree.targets for child in procfs.children(t.pid)]:
+            new = [child for child in new if child not in seen]
+            if not new:
+                break
+            seen.update(new)
+            for child in new:
+                _add(stack, tree, child)
+        tree.targets = list(in_order(tree.targets))
+        yield tree
+
+
+def _add(stack: ExitStack, tree: Tree, child: int) -> None:
+    try:
+        if not _is_zombie(child):
+            tree.targets.append(stack.enter_context(freeze(child)))
+            return
+    except TargetError:
+        if not _is_zombie(child):  # it may have ended meanwhile
+            raise
+    tree.zombies.append(child)
+
+
+def _is_zombie(pid: int) -> bool:
+    """It has ended, all threads of it, and waits for its parent to ask for its status."""
+    return procfs.stat(pid)[0] == "Z" and len(procfs.tids(pid)) == 1
+
+
+def in_order(targets: list[Target]) -> Iterator[Target]:
+    """Each process directly followed by its descendants."""
+    children: dict[int, list[Target]] = {}
+    for target in targets[1:]:
+        children.setdefault(int(procfs.stat(target.pid)[1]), []).append(target)
+
+    def walk(target: Target) -> Iterator[Target]:
+        yield target
+        for child in children.get(target.pid, ()):
+            yield from walk(child)
+
+    return walk(targets[0])

@@ -1,0 +1,357 @@
+"""Process trees: children with all that they share with their parents."""
+
+import contextlib
+import fcntl
+import mmap
+import multiprocessing
+import os
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+
+from protocol import PATIENCE, expect, main, pattern, program
+
+
+@contextlib.contextmanager
+def child(action: Callable[[socket.socket], object]) -> Iterator[tuple[int, socket.socket]]:
+    """A forked process that runs `action` with its end of a socket pair, and then ends."""
+    mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            mine.close()
+            other.settimeout(PATIENCE)
+            action(other)
+            status = 0
+        finally:
+            os._exit(status)
+    other.close()
+    mine.settimeout(PATIENCE)
+    with mine:
+        expect("child", mine.recv(100), b"ready")
+        yield pid, mine
+    expect("status", os.waitpid(pid, 0), (pid, 0))
+
+
+@program
+def one_child():
+    """It waits for a word, and its memory is its own."""
+    data = bytearray(pattern(3 << 20))
+
+    def action(end):
+        data[:5] = b"child"
+        end.send(b"ready")
+        end.recv(100)
+        end.send(bytes(data[:5]) + bytes([data[5:] == pattern(3 << 20)[5:]]))
+        end.send(struct.pack("=iii", os.getpid(), os.getppid(), os.getpgrp()))
+
+    with child(action) as (pid, end):
+        group = os.getpgrp()
+        yield
+        end.send(b"go")
+        expect("memory of the child", end.recv(100), b"child\1")
+        expect("ids", struct.unpack("=iii", end.recv(100)), (pid, os.getpid(), group))
+        expect("memory of the parent", data == pattern(3 << 20), True)
+
+
+@program
+def grandchildren():
+    def grandchild(end):
+        end.send(b"ready")
+        end.recv(100)
+        end.send(b"%d %d" % (os.getpid(), os.getppid()))
+
+    def action(end):
+        with child(grandchild) as (first, one), child(grandchild) as (second, two):
+            end.send(b"ready")
+            end.recv(100)
+            for pid, other in ((first, one), (second, two)):
+                other.send(b"go")
+                expect("grandchild", other.recv(100), b"%d %d" % (pid, os.getpid()))
+        end.send(b"done")
+
+    with child(action) as (_, end):
+        yield
+        end.send(b"go")
+        expect("answer", end.recv(100), b"done")
+
+
+@program
+def child_with_threads():
+    """Locks between them, and thread-local values."""
+
+    def action(end):
+        local, lock, found = threading.local(), threading.Lock(), []
+
+        def work(number):
+            local.value = number
+            with lock:
+                found.append(local.value)
+
+        lock.acquire()
+        workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for worker in workers:
+            worker.start()
+        end.send(b"ready")
+        end.recv(100)
+        lock.release()
+        for worker in workers:
+            worker.join()
+        end.send(bytes(sorted(found)))
+
+    with child(action) as (_, end):
+        yield
+        end.send(b"go")
+        expect("answer", end.recv(100), bytes(range(4)))
+
+
+@program
+def zombies():
+    """Children that have ended, one by itself and one by a signal, and were not waited for."""
+    quiet = signal.signal(signal.SIGCHLD, lambda *_: seen.append(1))
+    seen = []
+    by_itself = os.fork()
+    if by_itself == 0:
+        os._exit(7)
+    by_signal = os.fork()
+    if by_signal == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    for pid in (by_itself, by_signal):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    count = len(seen)
+    yield
+    expect("signals of children", len(seen), count)
+    expect("exit status", os.waitpid(by_itself, 0), (by_itself, 7 << 8))
+    expect("signal", os.waitpid(by_signal, 0), (by_signal, signal.SIGTERM))
+    signal.signal(signal.SIGCHLD, quiet)
+
+
+@program
+def ends_later():
+    """The parent hears of it: SIGCHLD, and the status."""
+    heard = threading.Event()
+    signal.signal(signal.SIGCHLD, lambda *_: heard.set())
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(3)
+    os.close(reader)
+    yield
+    expect("too early", heard.is_set(), False)
+    os.close(writer)
+    expect("heard", heard.wait(PATIENCE), True)
+    expect("status", os.waitpid(pid, 0), (pid, 3 << 8))
+
+
+@program
+def sessions_and_groups():
+    def leads_session(end):
+        os.setsid()
+        end.send(b"ready")
+        end.recv(100)
+        end.send(b"%d" % (os.getsid(0) == os.getpgrp() == os.getpid()))
+
+    def leads_group(end):
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGUSR1, lambda *_: end.send(b"group"))
+        end.send(b"ready")
+        end.recv(100)
+        end.send(b"%d" % (os.getpgrp() == os.getpid()))
+
+    with child(leads_session) as (_, one), child(leads_group) as (leader, two):
+        member = os.fork()
+        if member == 0:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            signal.pause()
+        os.setpgid(member, leader)
+        yield
+        expect("group of the member", os.getpgid(member), leader)
+        os.kill(-leader, signal.SIGUSR1)
+        expect("signal", two.recv(100), b"group")
+        expect("member", os.waitpid(member, 0), (member, signal.SIGUSR1))
+        for end in (one, two):
+            end.send(b"go")
+            expect("leader", end.recv(100), b"1")
+
+
+@program
+def left_its_session():
+    """A child of the old session, whose parent leads a new one now."""
+
+    def stays(end):
+        session = os.getsid(0)
+        end.send(b"ready")
+        end.recv(100)
+        end.send(b"%d" % (os.getsid(0) == session))
+
+    def action(end):
+        old = os.getsid(0)
+        with child(stays) as (_, other):
+            os.setsid()
+            end.send(b"ready")
+            end.recv(100)
+            other.send(b"go")
+            expect("session", other.recv(100), b"1")
+            expect("own session", os.getsid(0) == os.getpid() != old, True)
+        end.send(b"done")
+
+    with child(action) as (_, end):
+        yield
+        end.send(b"go")
+        expect("answer", end.recv(100), b"done")
+
+
+@program
+def shared_memory():
+    """What one writes the other reads, at any of its places."""
+    area = mmap.mmap(-1, 4 << 20)
+    area[:100] = b"a" * 100
+    memfd = os.memfd_create("shared")
+    os.ftruncate(memfd, 1 << 20)
+    of_memfd = mmap.mmap(memfd, 1 << 20)
+
+    def action(end):
+        of_memfd[1000:1005] = b"child"
+        area[200:205] = b"child"
+        end.send(b"ready")
+        end.recv(100)
+        area[(3 << 20) : (3 << 20) + 5] = b"later"
+        of_memfd[2000:2005] = b"later"
+        end.send(area[300:306] + of_memfd[:6])
+
+    with child(action) as (_, end):
+        yield
+        area[300:306] = of_memfd[:6] = b"parent"
+        end.send(b"go")
+        expect("seen by the child", end.recv(100), b"parentparent")
+        expect("anonymous", (area[:100], area[200:205]), (b"a" * 100, b"child"))
+        expect("later", area[(3 << 20) : (3 << 20) + 5], b"later")
+        expect("memfd", (of_memfd[1000:1005], of_memfd[2000:2005]), (b"child", b"later"))
+        expect("by descriptor", os.pread(memfd, 5, 2000), b"later")
+
+
+@program
+def shared_description():
+    """A file that was opened before the fork has one position for both."""
+    with tempfile.TemporaryFile() as deleted, open(__file__, "rb", buffering=0) as named:
+        deleted.write(b"0123456789")
+        deleted.flush()
+        deleted.seek(2)
+
+        def action(end):
+            end.send(b"ready")
+            end.recv(100)
+            end.send(os.read(deleted.fileno(), 3) + os.read(named.fileno(), 3))
+
+        with child(action) as (_, end):
+            yield
+            end.send(b"go")
+            expect("child", end.recv(100), b'234"""')
+            expect("position", os.lseek(deleted.fileno(), 0, os.SEEK_CUR), 5)
+            expect("position of the file", os.lseek(named.fileno(), 0, os.SEEK_CUR), 3)
+
+
+@program
+def own_descriptors():
+    """The same number means something else to each of them."""
+    reader, writer = os.pipe()
+    os.dup2(reader, 50)
+
+    def action(end):
+        os.dup2(writer, 50)
+        os.close(reader)
+        end.send(b"ready")
+        end.recv(100)
+        os.write(50, b"through the pipe")
+
+    with child(action) as (_, end):
+        os.close(writer)
+        yield
+        end.send(b"go")
+        expect("read", os.read(50, 100), b"through the pipe")
+    expect("end", os.read(50, 100), b"")
+
+
+@program
+def locks_of_a_child():
+    with tempfile.TemporaryFile() as file:
+        wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 10, 20, 0)
+
+        def holder() -> int:
+            answer = fcntl.fcntl(file.fileno(), fcntl.F_GETLK, wanted)
+            kind, *_, pid = struct.unpack("hhqqi4x", answer)
+            return 0 if kind == fcntl.F_UNLCK else pid
+
+        def action(end):
+            fcntl.fcntl(file.fileno(), fcntl.F_SETLK, wanted)
+            end.send(b"ready")
+            end.recv(100)
+
+        with child(action) as (pid, end):
+            expect("lock before", holder(), pid)
+            yield
+            expect("lock", holder(), pid)
+            end.send(b"go")
+        expect("afterwards", holder(), 0)
+
+
+@program
+def stopped_child():
+    """By SIGSTOP; it goes on by SIGCONT."""
+
+    def action(end):
+        end.send(b"ready")
+        end.recv(100)
+        end.send(b"goes on")
+
+    with child(action) as (pid, end):
+        os.kill(pid, signal.SIGSTOP)
+        expect("stops", os.waitid(os.P_PID, pid, os.WSTOPPED).si_status, signal.SIGSTOP)
+        yield
+        end.send(b"go")
+        with open(f"/proc/{pid}/stat") as stat:
+            expect("state", stat.read().rpartition(")")[2].split()[0], "T")
+        os.kill(pid, signal.SIGCONT)
+        expect("answer", end.recv(100), b"goes on")
+
+
+@program
+def programs():
+    """Other programs, connected by pipes."""
+    sort = subprocess.Popen(["sort"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    shell = subprocess.Popen(
+        ["sh", "-c", 'read line; echo "$line" | cat; exit 5'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    sort.stdin.write(b"b\n")
+    sort.stdin.flush()
+    yield
+    expect("sorted", sort.communicate(b"a\n", PATIENCE)[0], b"a\nb\n")
+    expect("shell", shell.communicate(b"line\n", PATIENCE)[0], b"line\n")
+    expect("status", shell.wait(PATIENCE), 5)
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+@program
+def multiprocessing_pool():
+    context = multiprocessing.get_context("fork")
+    with context.Pool(3) as pool:
+        expect("before", pool.map(square, range(10)), [n * n for n in range(10)])
+        yield
+        expect("after", pool.map(square, range(100)), [n * n for n in range(100)])
+
+
+if __name__ == "__main__":
+    main()
