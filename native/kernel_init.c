@@ -2,11 +2,13 @@
  *
  *   kernel-init --control FD --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
  *               [--gid-map "IN OUT"] [--monotonic "SEC NSEC"] [--boottime "SEC NSEC"]
- *               [--bounding HEX] [--ipc] [--keep FD]... STUB
+ *               [--bounding HEX] [--ipc] [--shm BYTES [--own NAME]...] [--keep FD]... STUB
  *
  * 1. Enters new user (when maps are given), pid, mount and time namespaces.
  * 2. Forks pid 1, which enters a new IPC namespace where that is asked for, so that only processes
- *    of the new pid namespace are in it. It mounts a /proc of its own and makes the processes that
+ *    of the new pid namespace are in it. It mounts a /proc of its own and, where asked for, a
+ *    /dev/shm, into which it binds what the host has there but for the names that will be the
+ *    restored process's own (those of folders end with a slash). Then it makes the processes that
  *    the restored one remembers: session leader, parent, group leader, each with its old pid
  *    (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as ipykernel, find what
  *    they expect.
@@ -19,9 +21,11 @@
  *
  * A failure is sent as "error STEP: TEXT". */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <limits.h>
 #include <linux/capability.h>
 #include <linux/sched.h>
 #include <sched.h>
@@ -33,6 +37,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -46,14 +51,17 @@
 
 enum { MAX_KEEP = 64, CAP_WORDS = 2 };
 
-static int control = -1;
+#define SHM "/dev/shm"
+
+static int control = -1, shm = -1;
 static volatile pid_t forward_to;
 
 static struct {
   pid_t pid, ppid, sid, pgid;
   const char *uid_map, *gid_map, *monotonic, *boottime, *stub;
   unsigned long long bounding;
-  int keep[MAX_KEEP], kept, ipc;
+  int keep[MAX_KEEP], kept, ipc, owned;
+  const char *shm, **own;
 } want = {.bounding = ~0ULL};
 
 __attribute__((noreturn)) static void fail(const char *step) {
@@ -205,6 +213,87 @@ __attribute__((noreturn)) static void descend(int level) {
   exit(wait_for(child));
 }
 
+enum { NOT_OWN, OWN, ABOVE_OWN };
+
+/* Whether a name below /dev/shm is one of the restored process's own, or a folder of such. */
+static int whose(const char *name) {
+  size_t length = strlen(name);
+  int found = NOT_OWN;
+  for (int i = 0; i < want.owned; i++)
+    if (!strcmp(want.own[i], name))
+      return OWN;
+    else if (!strncmp(want.own[i], name, length) && want.own[i][length] == '/')
+      found = ABOVE_OWN;
+  return found;
+}
+
+/* The mount at a name below /dev/shm is of what `from` leads to. */
+static int bind_to(const char *from, const char *name) {
+  char to[PATH_MAX + 32];
+  snprintf(to, sizeof to, SHM "/%s", name);
+  return mount(from, to, NULL, MS_BIND | MS_REC, NULL);
+}
+
+/* Bind what is in a folder of the host's /dev/shm to the same name here. What cannot be bound is
+ * left out. */
+static void bind_from(int host, const char *folder) {
+  char name[PATH_MAX], from[PATH_MAX + 32];
+  int fd = openat(host, *folder ? folder : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  DIR *entries = fd < 0 ? NULL : fdopendir(fd);
+  if (!entries)
+    return;
+  for (struct dirent *entry; (entry = readdir(entries));) {
+    struct stat status;
+    if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
+      continue;
+    int length = snprintf(name, sizeof name, "%s%s%s", folder, *folder ? "/" : "", entry->d_name);
+    if (length >= (int)sizeof name || fstatat(host, name, &status, AT_SYMLINK_NOFOLLOW))
+      continue;
+    int mine = whose(name);
+    if (mine == ABOVE_OWN && S_ISDIR(status.st_mode)) {
+      bind_from(host, name);
+    } else if (mine == NOT_OWN && S_ISDIR(status.st_mode)) {
+      if (mkdirat(shm, name, 0700))
+        continue;
+      snprintf(from, sizeof from, "/proc/self/fd/%d/%s", host, name);
+      if (bind_to(from, name))
+        unlinkat(shm, name, AT_REMOVEDIR);
+    } else if (mine == NOT_OWN && S_ISLNK(status.st_mode)) {
+      ssize_t end = readlinkat(host, name, from, sizeof from - 1);
+      if (end > 0) {
+        from[end] = 0;
+        (void)!symlinkat(from, shm, name);
+      }
+    } else if (mine == NOT_OWN && !mknodat(shm, name, S_IFREG | 0600, 0)) {
+      snprintf(from, sizeof from, "/proc/self/fd/%d/%s", host, name);
+      if (bind_to(from, name))
+        unlinkat(shm, name, 0);
+    }
+  }
+  closedir(entries);
+}
+
+/* A /dev/shm of our own, with the folders that will be needed. */
+static void mount_shm(void) {
+  char text[PATH_MAX];
+  int host = open(SHM, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  snprintf(text, sizeof text, "mode=1777,size=%s", want.shm);
+  if (host < 0 || mount("tmpfs", SHM, "tmpfs", MS_NOSUID | MS_NODEV, text))
+    fail("mount " SHM);
+  shm = open(SHM, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (shm < 0)
+    fail("open " SHM);
+  for (int i = 0; i < want.owned; i++)
+    for (const char *end = want.own[i]; (end = strchr(end, '/')); end++) {
+      snprintf(text, sizeof text, "%.*s", (int)(end - want.own[i]), want.own[i]);
+      if (mkdirat(shm, text, 0700) && errno != EEXIST)
+        fail("make a folder in " SHM);
+    }
+  bind_from(host, "");
+  close(host);
+  close(shm);
+}
+
 __attribute__((noreturn)) static void run_init(void) {
   if (setsid() < 0)
     fail("setsid");
@@ -215,6 +304,8 @@ __attribute__((noreturn)) static void run_init(void) {
     fail("keep mounts to ourselves");
   if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
     fail("mount /proc");
+  if (want.shm)
+    mount_shm();
   if (write(control, "init", 4) != 4)
     _exit(111);
   descend(0);
@@ -245,7 +336,10 @@ static void parse(int count, char **words) {
       {"sid", 1, NULL, 's'},      {"pgid", 1, NULL, 'g'},      {"uid-map", 1, NULL, 'u'},
       {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'}, {"boottime", 1, NULL, 'b'},
       {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {"ipc", 0, NULL, 'i'},
-      {NULL, 0, NULL, 0}};
+      {"shm", 1, NULL, 'S'},      {"own", 1, NULL, 'o'},       {NULL, 0, NULL, 0}};
+  want.own = calloc((size_t)count, sizeof *want.own);
+  if (!want.own)
+    exit(2);
   for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;)
     switch (option) {
     case 'c': control = atoi(optarg); break;
@@ -258,6 +352,8 @@ static void parse(int count, char **words) {
     case 'm': want.monotonic = optarg; break;
     case 'b': want.boottime = optarg; break;
     case 'i': want.ipc = 1; break;
+    case 'S': want.shm = optarg; break;
+    case 'o': want.own[want.owned++] = optarg; break;
     case 'B': want.bounding = strtoull(optarg, NULL, 16); break;
     case 'k':
       if (want.kept == MAX_KEEP)

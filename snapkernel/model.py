@@ -137,16 +137,31 @@ class Segment(Record, frozen=True, kw_only=True):
     locked: bool = False
 
 
-class SharedMemory(Record, frozen=True, kw_only=True):
-    """An object without a path that mappings and descriptors refer to: shared anonymous memory,
-    a memfd, a deleted file, or a System V segment.
+class SharedFolder(Record, frozen=True, kw_only=True):
+    """A folder below ``/dev/shm``.
 
     Attributes:
-        kind: ``anonymous``, ``memfd``, ``deleted-file`` or ``system-v``.
-        name: of the memfd, or path of the deleted file.
+        path: from the root directory.
+        mode: permission bits.
+        owner: user and group, as the process saw them.
+    """
+
+    path: str
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+    owner: tuple[Natural, Natural]
+
+
+class SharedMemory(Record, frozen=True, kw_only=True):
+    """An object that is nowhere but in memory, and that mappings and descriptors refer to: shared
+    anonymous memory, a memfd, a deleted file, a System V segment, or a file in ``/dev/shm``.
+
+    Attributes:
+        kind: ``anonymous``, ``memfd``, ``deleted-file``, ``system-v`` or ``dev-shm``.
+        name: of the memfd, or path of the file.
         size: bytes.
         seals: ``F_GET_SEALS`` of a memfd.
-        mode: permission bits of a deleted file or memfd.
+        mode: permission bits of a file or memfd.
+        owner: user and group of a file in ``/dev/shm``, as the process saw them.
         linkable: a deleted file that never had a name (O_TMPFILE), and may be given one.
         content: its bytes.
         segment: of a System V segment.
@@ -157,6 +172,7 @@ class SharedMemory(Record, frozen=True, kw_only=True):
     size: Natural
     seals: Natural = 0
     mode: Natural = 0
+    owner: tuple[Natural, Natural] = (0, 0)
     linkable: bool = False
     content: Content = Content()
     segment: Segment | None = None
@@ -1024,6 +1040,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         packs: names of the packs that hold the chunks.
         memory_bytes: bytes of process memory that the snapshot holds.
         stored_bytes: bytes that it added to the store, packs and index.
+        shared_folders: folders in ``/dev/shm`` that its files need; each after the one it is in.
         ipc: System V objects and POSIX message queues; ``None`` when there are none.
         jupyter: the connection file's entries when the process is a Jupyter kernel.
     """
@@ -1041,6 +1058,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     descriptions: tuple[AnyDescription, ...] = ()
     pipes: tuple[Pipe, ...] = ()
     shared_memory: tuple[SharedMemory, ...] = ()
+    shared_folders: tuple[SharedFolder, ...] = ()
     ipc: IpcNamespace | None = None
     files: tuple[FileIdentity, ...] = ()
     packs: tuple[str, ...] = ()

@@ -79,8 +79,8 @@ _MAKING = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY | (os.O_TMPFILE & ~o
 """What open(2) does to a file, and forgets: F_GETFL never shows it."""
 _SOCKETS = frozenset({socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET})
 _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
-_OBJECTS = frozenset({"anonymous", "memfd", "deleted-file", "system-v"})
-_WITH_DESCRIPTOR = frozenset({"memfd", "deleted-file"})
+_WITH_DESCRIPTOR = frozenset({"memfd", "deleted-file", "dev-shm"})
+_OBJECTS = _WITH_DESCRIPTOR | {"anonymous", "system-v"}
 _MOST_QUEUE_NAME = 255
 """NAME_MAX."""
 _LEADS_ELSEWHERE = re.compile(
@@ -103,6 +103,7 @@ def check(manifest: Manifest) -> None:
         _path("a mapped file", file.path)
     for record in manifest.shared_memory:
         _shared_memory(record)
+    _shared_folders(manifest)
     _ipc(manifest)
     for pipe in manifest.pipes:
         if pipe.size >= 1 << 31 or sum(map(len, pipe.data)) > pipe.size:
@@ -195,7 +196,9 @@ def _shared_memory(record: SharedMemory) -> None:
     what = f"{record.kind[:80]!r} {record.name[:80]!r}"
     if record.kind not in _OBJECTS:
         raise ValueError(f"{what}: is no kind of shared memory")
-    if record.kind == "deleted-file":
+    if record.kind == "dev-shm":
+        _in_dev_shm(what, record.name, record.owner)
+    elif record.kind == "deleted-file":
         _path(what, record.name)
     else:
         _text(what, record.name)
@@ -204,6 +207,27 @@ def _shared_memory(record: SharedMemory) -> None:
     end = max((address + length for address, length in record.content.iter_runs()), default=0)
     if end > -(-record.size // _LARGEST_PAGE) * _LARGEST_PAGE:
         raise ValueError(f"{what}: has content behind its end")
+
+
+def _in_dev_shm(what: str, name: str, owner: tuple[int, int]) -> None:
+    """Below ``/dev/shm``, where a restored process has a file system of its own."""
+    _path(what, name)
+    if not name.startswith("/dev/shm/") or "" in name.split("/")[1:]:
+        raise ValueError(f"{what}: is not in /dev/shm")
+    if max(owner) >= 1 << 32:
+        raise ValueError(f"{what}: has an impossible owner")
+
+
+def _shared_folders(manifest: Manifest) -> None:
+    folders = [folder.path for folder in manifest.shared_folders]
+    for folder in manifest.shared_folders:
+        _in_dev_shm(f"folder {folder.path[:80]!r}", folder.path, folder.owner)
+    files = [record.name for record in manifest.shared_memory if record.kind == "dev-shm"]
+    if len({*files, *folders}) != len(files) + len(folders) or len(folders) > MOST:
+        raise ValueError("a name in /dev/shm is there twice, or there are too many")
+    for name in (*files, *folders):
+        if os.path.dirname(name) not in ("/dev/shm", *folders):
+            raise ValueError(f"{name[:80]!r} is in no folder of the snapshot")
 
 
 def _ipc(manifest: Manifest) -> None:

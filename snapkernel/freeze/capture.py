@@ -24,6 +24,7 @@ from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Proces
 from snapkernel.resources import (
     credentials,
     descriptors,
+    dev_shm,
     family,
     memory,
     memory_policy,
@@ -282,6 +283,7 @@ def capture(
     try:
         with open_table(*(part.target.pid for part in parts)) as table:
             tables = descriptors.capture(root, table)
+            dev_shm.capture(root)
             refuse(root.pid, root.findings)
             if root.objects:
                 shared_memory.save(root)

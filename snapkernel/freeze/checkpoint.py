@@ -455,6 +455,7 @@ class _Shot:
             descriptions=tuple(capture.descriptions),
             pipes=tuple(capture.pipes),
             shared_memory=tuple(capture.shared_memory),
+            shared_folders=tuple(capture.shared_folders),
             ipc=capture.ipc,
             files=tuple(capture.files),
             memory_bytes=sum(part.process.memory.content.length for part in self.parts) + shared,

@@ -25,6 +25,7 @@ from snapkernel.model import (
     PosixQueue,
     Process,
     SemaphoreSet,
+    SharedFolder,
     SharedMemory,
     UnixQueue,
 )
@@ -77,6 +78,9 @@ class Capture:
         self.queues: dict[int, UnixQueue] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
         self.shared_memory: list[SharedMemory] = []
+        self.shared_folders: list[SharedFolder] = []
+        self.shared_devices: set[str] = set()
+        self.shared_names: dict[str, dict[int, str]] = {}
         self.semaphores: list[SemaphoreSet] = []
         self.message_queues: list[MessageQueue] = []
         self.posix_queues: list[PosixQueue] = []

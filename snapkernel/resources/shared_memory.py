@@ -1,5 +1,5 @@
-"""Objects without a path: shared anonymous memory, memfds (memfd_create(2)), deleted files, and
-System V segments (``system_v``).
+"""Objects in memory: shared anonymous memory, memfds (memfd_create(2)), deleted files, System V
+segments (``system_v``), and files in ``/dev/shm`` (``dev_shm``).
 
 They show in ``/proc/PID/maps`` as ``NAME (deleted)`` with a device and an inode, by which several
 mappings and descriptors are found to be of the same object. Their content is read while the
@@ -39,7 +39,7 @@ from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import Content, Manifest, Mapping, Note, Process, Segment, SharedMemory
-from snapkernel.resources import system_v, unnamed_file
+from snapkernel.resources import dev_shm, system_v, unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
 from snapkernel.resources.mapped_view import MappedSource, View, look
 from snapkernel.resources.system_v import is_segment
@@ -88,6 +88,8 @@ class SharedObject:
             return f"shared memory {area.start:#x}-{area.end:#x}"
         if self.kind == system_v.KIND:
             return f"System V shared memory {self.id}"
+        if self.kind == dev_shm.KIND:
+            return f"shared memory {self.name}"
         return f"{self.kind.replace('-', ' ')} {self.name}"
 
 
@@ -116,16 +118,24 @@ def kind_of(device: str, path: str) -> tuple[str, str] | None:
     return "deleted-file", path
 
 
-def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject | None:
-    """The object of a mapping or descriptor, made known when it is new."""
+def find(
+    capture: Capture, device: str, inode: int, path: str, *, named: bool = False
+) -> SharedObject | None:
+    """The object of a mapping or descriptor, made known when it is new.
+
+    ``named``: it is a file in ``/dev/shm``.
+    """
     key = _key(device, inode, path)
     known = capture.objects.get(key)
     if known is None:
-        kind = kind_of(device, path)
+        kind = (dev_shm.KIND, path) if named else kind_of(device, path)
         if kind is None:
             return None
         known = SharedObject(len(capture.objects), *kind, id=inode)
-        known.linkable = unnamed_file.is_unnamed(path, inode)
+        if named:
+            known.link = dev_shm.path(capture, path)
+            dev_shm.tell(capture)
+        known.linkable = not named and unnamed_file.is_unnamed(path, inode)
         capture.objects[key] = known
     return known
 
@@ -136,8 +146,9 @@ def _key(device: str, inode: int, path: str) -> tuple[str, int]:
 
 
 def is_object(capture: Capture, area: procfs.Area) -> bool:
-    """An area maps something that has no path. A file may also be *called* ``x (deleted)``."""
-    if is_segment(area.device, area.path):
+    """An area maps something that is nowhere but in memory. A file may also be *called*
+    ``x (deleted)``."""
+    if is_segment(area.device, area.path) or _name_of(capture, area) is not None:
         return True
     if area.inode and area.name.startswith(NAMED_ANONYMOUS):
         return True
@@ -149,6 +160,17 @@ def is_object(capture: Capture, area: procfs.Area) -> bool:
         return os.stat(f"/proc/{capture.pid}/root{area.name}").st_ino != area.inode
     except OSError:
         return True
+
+
+def _name_of(capture: Capture, area: procfs.Area) -> str | None:
+    return dev_shm.name_of(capture, area.device, area.inode, area.name)
+
+
+def find_mapped(capture: Capture, area: procfs.Area) -> SharedObject | None:
+    """The object that an area maps."""
+    name = _name_of(capture, area)
+    path = area.path if name is None else name
+    return find(capture, area.device, area.inode, path, named=name is not None)
 
 
 def named_in_utf8(capture: Capture, name: str) -> bool:
@@ -168,7 +190,7 @@ def register(capture: Capture, areas: Sequence[procfs.Area]) -> None:
     """Make the objects of all mappings known."""
     for area in areas:
         if is_object(capture, area) and named_in_utf8(capture, area.name):
-            known = find(capture, area.device, area.inode, area.path)
+            known = find_mapped(capture, area)
             if known is not None:
                 known.holder = known.holder or capture
                 if known.holder is capture:
@@ -177,7 +199,7 @@ def register(capture: Capture, areas: Sequence[procfs.Area]) -> None:
 
 def object_of(capture: Capture, area: procfs.Area) -> int | None:
     """Index of the object that an area maps."""
-    known = find(capture, area.device, area.inode, area.path)
+    known = find_mapped(capture, area)
     if known is None:
         return None  # refused by its name
     if capture.target is not None and known.index >= len(capture.shared_memory):
@@ -217,10 +239,14 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
     opened = _open(capture, known)
     try:
         content = Content()
-        size, seals, mode = known.extent, 0, 0
+        size, seals, mode, owner = known.extent, 0, 0, (0, 0)
         if opened is not None or known.link:
             status = os.stat(known.link) if opened is None else os.fstat(opened)
             size, mode = status.st_size, status.st_mode & 0o7777
+            if known.kind == dev_shm.KIND:
+                owner = dev_shm.owner(capture, status)
+                if status.st_nlink > 1:
+                    capture.report(known.subject, "replaced", "other names of it are lost")
         if opened is not None:
             if known.kind == "memfd":
                 seals = fcntl.fcntl(opened, F_GET_SEALS)
@@ -240,6 +266,7 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
             size=size,
             seals=seals,
             mode=mode,
+            owner=owner,
             linkable=known.linkable,
             content=content,
             segment=known.segment,
@@ -262,7 +289,7 @@ def _open(capture: Capture, known: SharedObject) -> int | None:
             continue
     if known.link and not known.areas:
         capture.refuse(
-            f"deleted file {known.name}",
+            known.subject,
             "cannot be opened for reading",
             "close it, or take the snapshot as a user who may read it",
         )
@@ -352,6 +379,8 @@ def _with_descriptor(
     if record.kind == "memfd":
         flags = MFD_CLOEXEC | (0 if record.seals == SEAL_SEAL else MFD_ALLOW_SEALING)
         make.call("memfd_create", record.name.encode() + b"\0", flags, store=fresh, note=note)
+    elif record.kind == dev_shm.KIND:
+        dev_shm.make(make, record, fresh, note)
     elif not os.access(os.path.dirname(record.name), os.W_OK | os.X_OK):
         reason = "nothing can be made in its directory; its content is in a memfd"
         build.notes.append(Note(object=note, status="replaced", reason=reason))
@@ -360,7 +389,7 @@ def _with_descriptor(
     elif unnamed_file.can_be_had(build, record, note):
         unnamed_file.make(make, record, fresh, note)
     else:
-        path = _free_name(record.name)
+        path = _free_name(build, record.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         make.call("openat", AT_FDCWD, path, flags, 0o600, store=fresh, note=note)
         make.call("unlinkat", AT_FDCWD, path, 0, note=note)
@@ -455,8 +484,9 @@ def reopen(build: Build, batch: Batch, descriptor: int | Cell, flags: int, note:
     return fresh
 
 
-def _free_name(path: str) -> bytes:
+def _free_name(build: Build, path: str) -> bytes:
     """The deleted file's own path if nothing stands there now, else one beside it."""
-    if os.path.lexists(path):
+    taken = {r.name for r in build.manifest.shared_memory if r.kind == dev_shm.KIND}
+    if path in taken or os.path.lexists(path):
         path += f".{secrets.token_hex(8)}"
     return os.fsencode(path) + b"\0"

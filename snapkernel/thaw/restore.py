@@ -325,8 +325,7 @@ class _Thaw:
         namespaces."""
         self.mark("checked")
         first = self.manifest.processes[0]
-        streams, ipc = list(self.inherited.values()), self.manifest.ipc is not None
-        spawn = Spawn(first, self.manifest.clocks, streams, ipc=ipc)
+        spawn = Spawn(self.manifest, list(self.inherited.values()))
         try:
             build = Build(self.manifest, first, self.architecture, self.inherited)
             base, steps = _steps(build)

@@ -23,7 +23,8 @@ from snapkernel.errors import CannotRestore, UnsupportedHost
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Target
-from snapkernel.model import Clocks, Process
+from snapkernel.model import Manifest
+from snapkernel.resources import dev_shm
 
 _OPTIONS = (
     tracing.O_TRACESYSGOOD
@@ -78,19 +79,14 @@ def has_time_namespaces() -> bool:
 class Spawn:
     """A stub that is being made: there is time for other things until it is needed."""
 
-    def __init__(
-        self, process: Process, clocks: Clocks, streams: Sequence[int], *, ipc: bool = False
-    ) -> None:
-        """Start kernel-init; the clocks in its namespaces go on from ``clocks``.
-
-        ``ipc``: there is a new IPC namespace as well.
-        """
+    def __init__(self, manifest: Manifest, streams: Sequence[int]) -> None:
+        """Start kernel-init, for the first process of a snapshot."""
         self._own = needs_user_namespace()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(process, clocks, theirs.fileno(), streams, self._own, ipc),
+                _command(manifest, theirs.fileno(), streams, self._own),
                 pass_fds=(theirs.fileno(), *streams),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -129,9 +125,8 @@ class Spawn:
             self._control.close()
 
 
-def _command(
-    process: Process, clocks: Clocks, control: int, streams: Sequence[int], own: bool, ipc: bool
-) -> list[str]:
+def _command(manifest: Manifest, control: int, streams: Sequence[int], own: bool) -> list[str]:
+    process, clocks = manifest.processes[0], manifest.clocks
     command = [str(LIBEXEC / "kernel-init"), "--control", str(control)]
     for name in ("pid", "ppid", "sid", "pgid"):
         command += [f"--{name}", str(getattr(process, name))]
@@ -143,7 +138,10 @@ def _command(
     if has_time_namespaces():
         command += ["--monotonic", _offset(clocks.monotonic_ns, time.CLOCK_MONOTONIC, "monotonic")]
         command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
-    command += ["--ipc"] if ipc else []
+    command += ["--ipc"] if manifest.ipc is not None else []
+    if names := dev_shm.own_names(manifest):
+        command += ["--shm", str(dev_shm.size(manifest))]
+        command += [word for name in names for word in ("--own", name)]
     for stream in sorted(set(streams)):
         command += ["--keep", str(stream)]
     return [*command, str(LIBEXEC / "stub")]

@@ -68,6 +68,8 @@ def differences(manifest: Manifest, held: Held, store: Store) -> list[str]:
     found: list[str] = []
     for process, again in zip(manifest.processes, second.processes, strict=True):
         found += _differences(manifest, process, held.targets[process.pid], second, again, store)
+    if list(manifest.shared_folders) != second.capture.shared_folders:
+        found.append(f"folders: {manifest.shared_folders} != {second.capture.shared_folders}")
     if manifest.ipc != second.capture.ipc:
         found.append(f"IPC namespace: {_short(manifest.ipc)} != {_short(second.capture.ipc)}")
     objects = _without_content(manifest.shared_memory)

@@ -6,7 +6,8 @@ The programs of ``programs/ipc.py`` make both of their pid.
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
+import re
+import shutil
 from pathlib import Path
 
 IPC_RMID = 0
@@ -35,5 +36,7 @@ def sweep(pid: int) -> None:
         if number >= 0:
             control(number)
     _libc.mq_unlink(f"/snapkernel-{pid}".encode())
-    with suppress(FileNotFoundError):
-        Path(f"/dev/shm/snapkernel-{pid}").unlink()
+    for prefix in ("snapkernel", "sem.snapkernel"):
+        for path in Path("/dev/shm").glob(f"{prefix}-{pid}*"):
+            if re.fullmatch(rf"{prefix}-{pid}(?!\d).*", path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -16,7 +16,7 @@ import sys
 from contextlib import suppress
 from multiprocessing import resource_tracker, shared_memory
 
-from protocol import UnsupportedError, Worker, call, expect, main, pattern, program, restored
+from protocol import UnsupportedError, Worker, call, expect, main, pattern, program
 
 PAGE = mmap.PAGESIZE
 IPC_CREAT, IPC_EXCL, IPC_NOWAIT, IPC_RMID, IPC_STAT = 0o1000, 0o2000, 0o4000, 0, 2
@@ -314,7 +314,7 @@ def posix_queue_waited_for():
 
 @program
 def python_shared_memory():
-    """multiprocessing.shared_memory, a file in /dev/shm that a restored copy shares."""
+    """multiprocessing.shared_memory, a file in /dev/shm, of which a restored copy has its own."""
     resource_tracker.register = lambda *_: None  # its helper would be a child process
     resource_tracker.unregister = lambda *_: None
     memory = shared_memory.SharedMemory(a_name(), create=True, size=100_000)
@@ -328,9 +328,7 @@ def python_shared_memory():
         memory.buf[:7] = b"content"
         other.close()
     finally:
-        if not restored():
-            with suppress(FileNotFoundError):
-                memory.unlink()
+        memory.unlink()
 
 
 @program
