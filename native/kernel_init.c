@@ -2,16 +2,17 @@
  *
  *   kernel-init --control FD --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
  *               [--gid-map "IN OUT"] [--monotonic "SEC NSEC"] [--boottime "SEC NSEC"]
- *               [--bounding HEX] [--ipc] [--shm BYTES [--own NAME]...] [--keep FD]... STUB
+ *               [--bounding HEX] [--ipc] [--folder PATH --options TEXT]... [--own PATH]...
+ *               [--keep FD]... STUB
  *
  * 1. Enters new user (when maps are given), pid, mount and time namespaces.
  * 2. Forks pid 1, which enters a new IPC namespace where that is asked for, so that only processes
- *    of the new pid namespace are in it. It mounts a /proc of its own and, where asked for, a
- *    /dev/shm, into which it binds what the host has there but for the names that will be the
- *    restored process's own (those of folders end with a slash). Then it makes the processes that
- *    the restored one remembers: session leader, parent, group leader, each with its old pid
- *    (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as ipykernel, find what
- *    they expect.
+ *    of the new pid namespace are in it. It mounts a /proc of its own and, where asked for, file
+ *    systems in memory over folders, into which it binds what the host has there but for the names
+ *    that will be the restored process's own (those of folders end with a slash). Then it makes the
+ * processes that the restored one remembers: session leader, parent, group leader, each with its
+ * old pid (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as ipykernel, find
+ * what they expect.
  * 3. The last one becomes the stub. Over the control socket, of type SOCK_SEQPACKET with
  *    SO_PASSCRED on the driver's side, pid 1 sends "init" and the stub-to-be "stub", so that the
  *    driver learns both pids in its own namespace (unix(7)); then it waits for one byte and
@@ -51,17 +52,15 @@
 
 enum { MAX_KEEP = 64, CAP_WORDS = 2 };
 
-#define SHM "/dev/shm"
-
-static int control = -1, shm = -1;
+static int control = -1;
 static volatile pid_t forward_to;
 
 static struct {
   pid_t pid, ppid, sid, pgid;
   const char *uid_map, *gid_map, *monotonic, *boottime, *stub;
   unsigned long long bounding;
-  int keep[MAX_KEEP], kept, ipc, owned;
-  const char *shm, **own;
+  int keep[MAX_KEEP], kept, ipc, folders, owned;
+  const char **folder, **options, **own;
 } want = {.bounding = ~0ULL};
 
 __attribute__((noreturn)) static void fail(const char *step) {
@@ -215,83 +214,95 @@ __attribute__((noreturn)) static void descend(int level) {
 
 enum { NOT_OWN, OWN, ABOVE_OWN };
 
-/* Whether a name below /dev/shm is one of the restored process's own, or a folder of such. */
-static int whose(const char *name) {
-  size_t length = strlen(name);
+/* Whether a path is one of the restored process's own, or a folder of such. */
+static int whose(const char *path) {
+  size_t length = strlen(path);
   int found = NOT_OWN;
   for (int i = 0; i < want.owned; i++)
-    if (!strcmp(want.own[i], name))
+    if (!strcmp(want.own[i], path))
       return OWN;
-    else if (!strncmp(want.own[i], name, length) && want.own[i][length] == '/')
+    else if (!strncmp(want.own[i], path, length) && want.own[i][length] == '/')
       found = ABOVE_OWN;
   return found;
 }
 
-/* The mount at a name below /dev/shm is of what `from` leads to. */
-static int bind_to(const char *from, const char *name) {
-  char to[PATH_MAX + 32];
-  snprintf(to, sizeof to, SHM "/%s", name);
-  return mount(from, to, NULL, MS_BIND | MS_REC, NULL);
+/* Put something at a path that is the same as what is at `from`. What cannot be had is left out. */
+static void bind_one(const char *from, const char *path, mode_t mode) {
+  char target[PATH_MAX];
+  if (S_ISLNK(mode)) {
+    ssize_t end = readlink(from, target, sizeof target - 1);
+    if (end > 0) {
+      target[end] = 0;
+      (void)!symlink(target, path);
+    }
+  } else if (S_ISDIR(mode)) {
+    if (!mkdir(path, 0700) && mount(from, path, NULL, MS_BIND | MS_REC, NULL))
+      rmdir(path);
+  } else {
+    if (!mknod(path, S_IFREG | 0600, 0) && mount(from, path, NULL, MS_BIND, NULL))
+      unlink(path);
+  }
 }
 
-/* Bind what is in a folder of the host's /dev/shm to the same name here. What cannot be bound is
- * left out. */
-static void bind_from(int host, const char *folder) {
-  char name[PATH_MAX], from[PATH_MAX + 32];
-  int fd = openat(host, *folder ? folder : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-  DIR *entries = fd < 0 ? NULL : fdopendir(fd);
-  if (!entries)
-    return;
-  for (struct dirent *entry; (entry = readdir(entries));) {
+/* Bind what is in a folder of the host, which is open, to the same names in `folder`. */
+static void bind_all(int host, const char *folder) {
+  char path[PATH_MAX], from[PATH_MAX];
+  DIR *entries = fdopendir(host);
+  for (struct dirent *entry; entries && (entry = readdir(entries));) {
     struct stat status;
-    if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
+    if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..") ||
+        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name) >= (int)sizeof path ||
+        fstatat(host, entry->d_name, &status, AT_SYMLINK_NOFOLLOW))
       continue;
-    int length = snprintf(name, sizeof name, "%s%s%s", folder, *folder ? "/" : "", entry->d_name);
-    if (length >= (int)sizeof name || fstatat(host, name, &status, AT_SYMLINK_NOFOLLOW))
-      continue;
-    int mine = whose(name);
-    if (mine == ABOVE_OWN && S_ISDIR(status.st_mode)) {
-      bind_from(host, name);
-    } else if (mine == NOT_OWN && S_ISDIR(status.st_mode)) {
-      if (mkdirat(shm, name, 0700))
-        continue;
-      snprintf(from, sizeof from, "/proc/self/fd/%d/%s", host, name);
-      if (bind_to(from, name))
-        unlinkat(shm, name, AT_REMOVEDIR);
-    } else if (mine == NOT_OWN && S_ISLNK(status.st_mode)) {
-      ssize_t end = readlinkat(host, name, from, sizeof from - 1);
-      if (end > 0) {
-        from[end] = 0;
-        (void)!symlinkat(from, shm, name);
-      }
-    } else if (mine == NOT_OWN && !mknodat(shm, name, S_IFREG | 0600, 0)) {
-      snprintf(from, sizeof from, "/proc/self/fd/%d/%s", host, name);
-      if (bind_to(from, name))
-        unlinkat(shm, name, 0);
+    int mine = whose(path);
+    int inner = mine == ABOVE_OWN && S_ISDIR(status.st_mode)
+                    ? openat(host, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+                    : -1;
+    if (inner >= 0)
+      bind_all(inner, path);
+    else if (mine == NOT_OWN) {
+      snprintf(from, sizeof from, "/proc/self/fd/%d/%s", host, entry->d_name);
+      bind_one(from, path, status.st_mode);
     }
   }
-  closedir(entries);
+  if (entries)
+    closedir(entries);
+  else
+    close(host);
 }
 
-/* A /dev/shm of our own, with the folders that will be needed. */
-static void mount_shm(void) {
-  char text[PATH_MAX];
-  int host = open(SHM, O_PATH | O_DIRECTORY | O_CLOEXEC);
-  snprintf(text, sizeof text, "mode=1777,size=%s", want.shm);
-  if (host < 0 || mount("tmpfs", SHM, "tmpfs", MS_NOSUID | MS_NODEV, text))
-    fail("mount " SHM);
-  shm = open(SHM, O_PATH | O_DIRECTORY | O_CLOEXEC);
-  if (shm < 0)
-    fail("open " SHM);
-  for (int i = 0; i < want.owned; i++)
-    for (const char *end = want.own[i]; (end = strchr(end, '/')); end++) {
-      snprintf(text, sizeof text, "%.*s", (int)(end - want.own[i]), want.own[i]);
-      if (mkdirat(shm, text, 0700) && errno != EEXIST)
-        fail("make a folder in " SHM);
+/* The folder of the host; a temporary one, that is gone, is made again. */
+static int open_folder(const char *path) {
+  char above[PATH_MAX];
+  struct stat status;
+  const char *last = strrchr(path, '/');
+  snprintf(above, sizeof above, "%.*s", (int)(last - path), path);
+  int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0 && errno == ENOENT && !stat(above, &status) && status.st_mode & S_ISVTX &&
+      !mkdir(path, 0700))
+    folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0)
+    fail(path);
+  return folder;
+}
+
+/* A file system of our own over a folder, with the folders that will be needed in it. */
+static void mount_folder(const char *folder, const char *options) {
+  char path[PATH_MAX];
+  size_t length = strlen(folder);
+  int host = open_folder(folder);
+  if (mount("snapkernel", folder, "tmpfs", MS_NOSUID | MS_NODEV, options))
+    fail("mount a private folder");
+  for (int i = 0; i < want.owned; i++) {
+    if (strncmp(want.own[i], folder, length) || want.own[i][length] != '/')
+      continue;
+    for (const char *end = want.own[i] + length + 1; (end = strchr(end, '/')); end++) {
+      snprintf(path, sizeof path, "%.*s", (int)(end - want.own[i]), want.own[i]);
+      if (mkdir(path, 0700) && errno != EEXIST)
+        fail("make a folder in a private folder");
     }
-  bind_from(host, "");
-  close(host);
-  close(shm);
+  }
+  bind_all(host, folder);
 }
 
 __attribute__((noreturn)) static void run_init(void) {
@@ -304,8 +315,8 @@ __attribute__((noreturn)) static void run_init(void) {
     fail("keep mounts to ourselves");
   if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
     fail("mount /proc");
-  if (want.shm)
-    mount_shm();
+  for (int i = 0; i < want.folders; i++)
+    mount_folder(want.folder[i], want.options[i]);
   if (write(control, "init", 4) != 4)
     _exit(111);
   descend(0);
@@ -336,10 +347,14 @@ static void parse(int count, char **words) {
       {"sid", 1, NULL, 's'},      {"pgid", 1, NULL, 'g'},      {"uid-map", 1, NULL, 'u'},
       {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'}, {"boottime", 1, NULL, 'b'},
       {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {"ipc", 0, NULL, 'i'},
-      {"shm", 1, NULL, 'S'},      {"own", 1, NULL, 'o'},       {NULL, 0, NULL, 0}};
-  want.own = calloc((size_t)count, sizeof *want.own);
-  if (!want.own)
+      {"folder", 1, NULL, 'f'},   {"options", 1, NULL, 'O'},   {"own", 1, NULL, 'o'},
+      {NULL, 0, NULL, 0}};
+  const char **words_of_each = calloc(3 * (size_t)count, sizeof *words_of_each);
+  if (!words_of_each)
     exit(2);
+  want.folder = words_of_each;
+  want.options = words_of_each + count;
+  want.own = words_of_each + 2 * count;
   for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;)
     switch (option) {
     case 'c': control = atoi(optarg); break;
@@ -352,7 +367,8 @@ static void parse(int count, char **words) {
     case 'm': want.monotonic = optarg; break;
     case 'b': want.boottime = optarg; break;
     case 'i': want.ipc = 1; break;
-    case 'S': want.shm = optarg; break;
+    case 'f': want.folder[want.folders++] = optarg; break;
+    case 'O': want.options[want.folders ? want.folders - 1 : 0] = optarg; break;
     case 'o': want.own[want.owned++] = optarg; break;
     case 'B': want.bounding = strtoull(optarg, NULL, 16); break;
     case 'k':

@@ -138,15 +138,17 @@ class Segment(Record, frozen=True, kw_only=True):
 
 
 class SharedFolder(Record, frozen=True, kw_only=True):
-    """A folder below ``/dev/shm``.
+    """A folder that a restored process has for itself.
 
     Attributes:
         path: from the root directory.
+        place: it is where a file system in memory is mounted; else it is in such.
         mode: permission bits.
         owner: user and group, as the process saw them.
     """
 
     path: str
+    place: bool = False
     mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
     owner: tuple[Natural, Natural]
 
@@ -610,6 +612,7 @@ class UnixName(Record, frozen=True, kw_only=True):
         mode: permission bits of the file.
         owner: user and group of the file.
         directory: the working directory, when the path is relative.
+        private: its file is in a temporary folder of ``Manifest.shared_folders``.
     """
 
     name: Annotated[bytes, msgspec.Meta(min_length=1, max_length=108)]
@@ -617,6 +620,7 @@ class UnixName(Record, frozen=True, kw_only=True):
     mode: Natural = 0
     owner: tuple[Natural, Natural] = (0, 0)
     directory: str = ""
+    private: bool = False
 
     def __post_init__(self) -> None:
         Record.__post_init__(self)
@@ -1040,7 +1044,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         packs: names of the packs that hold the chunks.
         memory_bytes: bytes of process memory that the snapshot holds.
         stored_bytes: bytes that it added to the store, packs and index.
-        shared_folders: folders in ``/dev/shm`` that its files need; each after the one it is in.
+        shared_folders: folders that restored processes have for themselves, each after the one that
+            it is in: ``/dev/shm``, temporary folders of sockets, and folders in these.
         ipc: System V objects and POSIX message queues; ``None`` when there are none.
         jupyter: the connection file's entries when the process is a Jupyter kernel.
     """

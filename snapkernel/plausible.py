@@ -197,7 +197,7 @@ def _shared_memory(record: SharedMemory) -> None:
     if record.kind not in _OBJECTS:
         raise ValueError(f"{what}: is no kind of shared memory")
     if record.kind == "dev-shm":
-        _in_dev_shm(what, record.name, record.owner)
+        _private_path(what, record.name, record.owner)
     elif record.kind == "deleted-file":
         _path(what, record.name)
     else:
@@ -209,24 +209,26 @@ def _shared_memory(record: SharedMemory) -> None:
         raise ValueError(f"{what}: has content behind its end")
 
 
-def _in_dev_shm(what: str, name: str, owner: tuple[int, int]) -> None:
-    """Below ``/dev/shm``, where a restored process has a file system of its own."""
+def _private_path(what: str, name: str, owner: tuple[int, int]) -> None:
+    """Of what a restored process has in file systems of its own."""
     _path(what, name)
-    if not name.startswith("/dev/shm/") or "" in name.split("/")[1:]:
-        raise ValueError(f"{what}: is not in /dev/shm")
+    if "" in name.split("/")[1:]:
+        raise ValueError(f"{what}: is not a name")
     if max(owner) >= 1 << 32:
         raise ValueError(f"{what}: has an impossible owner")
 
 
 def _shared_folders(manifest: Manifest) -> None:
+    """What is not in such a file system would be made in the host's."""
     folders = [folder.path for folder in manifest.shared_folders]
+    places = [folder.path for folder in manifest.shared_folders if folder.place]
     for folder in manifest.shared_folders:
-        _in_dev_shm(f"folder {folder.path[:80]!r}", folder.path, folder.owner)
+        _private_path(f"folder {folder.path[:80]!r}", folder.path, folder.owner)
     files = [record.name for record in manifest.shared_memory if record.kind == "dev-shm"]
     if len({*files, *folders}) != len(files) + len(folders) or len(folders) > MOST:
-        raise ValueError("a name in /dev/shm is there twice, or there are too many")
+        raise ValueError("a name in a private folder is there twice, or there are too many")
     for name in (*files, *folders):
-        if os.path.dirname(name) not in ("/dev/shm", *folders):
+        if name not in places and os.path.dirname(name) not in folders:
             raise ValueError(f"{name[:80]!r} is in no folder of the snapshot")
 
 

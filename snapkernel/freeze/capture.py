@@ -24,10 +24,10 @@ from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Proces
 from snapkernel.resources import (
     credentials,
     descriptors,
-    dev_shm,
     family,
     memory,
     memory_policy,
+    private_folder,
     process,
     shared_memory,
     signals,
@@ -283,7 +283,7 @@ def capture(
     try:
         with open_table(*(part.target.pid for part in parts)) as table:
             tables = descriptors.capture(root, table)
-            dev_shm.capture(root)
+            private_folder.capture(root)
             refuse(root.pid, root.findings)
             if root.objects:
                 shared_memory.save(root)

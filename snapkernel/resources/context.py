@@ -79,8 +79,9 @@ class Capture:
         self.objects: dict[tuple[str, int], SharedObject] = {}
         self.shared_memory: list[SharedMemory] = []
         self.shared_folders: list[SharedFolder] = []
-        self.shared_devices: set[str] = set()
-        self.shared_names: dict[str, dict[int, str]] = {}
+        self.private_folders: set[str] = set()
+        self.devices_in_memory: dict[str, list[str]] = {}
+        self.names_in_memory: dict[str, dict[int, str]] = {}
         self.semaphores: list[SemaphoreSet] = []
         self.message_queues: list[MessageQueue] = []
         self.posix_queues: list[PosixQueue] = []

@@ -21,7 +21,7 @@ from snapkernel.constants import (
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space, Words
 from snapkernel.model import Attributes, FutureLocks, MemoryLayout, Note, Zombie
-from snapkernel.resources import attributes, dev_shm, memory_locks, system_v
+from snapkernel.resources import attributes, memory_locks, private_folder, system_v
 from snapkernel.resources.context import Build, Capture
 
 _UNLIMITED = (1 << 64) - 1
@@ -134,14 +134,14 @@ def _refuse_namespaces(capture: Capture) -> None:
 
 
 def _mounts(pid: int) -> set[tuple[str, str]]:
-    """Device and place of every mount, without those of /proc and /dev/shm: a restored process has
-    its own."""
+    """Device and place of every mount, without those that a restored process has for itself."""
+    mounts = procfs.mounts(pid)
     return {
         (f"{mount.device} {mount.root}", mount.place)
-        for mount in procfs.mounts(pid)
+        for mount in mounts
         if mount.place != "/proc"
         and not mount.place.startswith("/proc/")
-        and not dev_shm.is_place(mount)
+        and private_folder.is_strange(mount, mounts)
     }
 
 

@@ -39,7 +39,7 @@ from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import Content, Manifest, Mapping, Note, Process, Segment, SharedMemory
-from snapkernel.resources import dev_shm, system_v, unnamed_file
+from snapkernel.resources import dev_shm, private_folder, system_v, unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
 from snapkernel.resources.mapped_view import MappedSource, View, look
 from snapkernel.resources.system_v import is_segment
@@ -133,8 +133,8 @@ def find(
             return None
         known = SharedObject(len(capture.objects), *kind, id=inode)
         if named:
-            known.link = dev_shm.path(capture, path)
-            dev_shm.tell(capture)
+            known.link = private_folder.path(capture, path)
+            dev_shm.tell(capture, path)
         known.linkable = not named and unnamed_file.is_unnamed(path, inode)
         capture.objects[key] = known
     return known
@@ -244,7 +244,7 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
             status = os.stat(known.link) if opened is None else os.fstat(opened)
             size, mode = status.st_size, status.st_mode & 0o7777
             if known.kind == dev_shm.KIND:
-                owner = dev_shm.owner(capture, status)
+                owner = private_folder.owner(capture, status)
                 if status.st_nlink > 1:
                     capture.report(known.subject, "replaced", "other names of it are lost")
         if opened is not None:

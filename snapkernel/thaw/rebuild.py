@@ -19,13 +19,13 @@ from snapkernel.model import Manifest, TcpListener, Thread
 from snapkernel.resources import (
     credentials,
     descriptors,
-    dev_shm,
     family,
     file_locks,
     file_owner,
     inotify,
     memory,
     memory_locks,
+    private_folder,
     proc_file,
     process,
     shared_memory,
@@ -148,7 +148,7 @@ def steps(
             yield build.process.pid, step
     yield pid, shared_memory.rebuild_seals(first)
     yield pid, system_v.rebuild_last(first)
-    yield pid, dev_shm.rebuild_folders(first)
+    yield pid, private_folder.rebuild(first)
     for build in builds:
         for step in _rest(build, own_namespace, identity):
             yield build.process.pid, step

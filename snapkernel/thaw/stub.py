@@ -24,7 +24,7 @@ from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Target
 from snapkernel.model import Manifest
-from snapkernel.resources import dev_shm
+from snapkernel.resources import private_folder
 
 _OPTIONS = (
     tracing.O_TRACESYSGOOD
@@ -139,9 +139,7 @@ def _command(manifest: Manifest, control: int, streams: Sequence[int], own: bool
         command += ["--monotonic", _offset(clocks.monotonic_ns, time.CLOCK_MONOTONIC, "monotonic")]
         command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
     command += ["--ipc"] if manifest.ipc is not None else []
-    if names := dev_shm.own_names(manifest):
-        command += ["--shm", str(dev_shm.size(manifest))]
-        command += [word for name in names for word in ("--own", name)]
+    command += private_folder.arguments(manifest)
     for stream in sorted(set(streams)):
         command += ["--keep", str(stream)]
     return [*command, str(LIBEXEC / "stub")]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from protocol import PATIENCE, expect, main, program, restored
 
 SHM = Path("/dev/shm")
+# Temporary folders in the test's own, which is made what /tmp is.
+os.chmod(".", 0o1700)
+tempfile.tempdir = os.getcwd()
 # Names that the tests can remove when they have stopped a program (support.leftovers).
 _PREFIX = f"snapkernel-{os.getpid()}"
 if multiprocessing.parent_process() is None:
