@@ -271,27 +271,12 @@ static void bind_all(int host, const char *folder) {
     close(host);
 }
 
-/* The folder of the host; a temporary one, that is gone, is made again. */
-static int open_folder(const char *path) {
-  char above[PATH_MAX];
-  struct stat status;
-  const char *last = strrchr(path, '/');
-  snprintf(above, sizeof above, "%.*s", (int)(last - path), path);
-  int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0 && errno == ENOENT && !stat(above, &status) && status.st_mode & S_ISVTX &&
-      !mkdir(path, 0700))
-    folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0)
-    fail(path);
-  return folder;
-}
-
 /* A file system of our own over a folder, with the folders that will be needed in it. */
 static void mount_folder(const char *folder, const char *options) {
   char path[PATH_MAX];
   size_t length = strlen(folder);
-  int host = open_folder(folder);
-  if (mount("snapkernel", folder, "tmpfs", MS_NOSUID | MS_NODEV, options))
+  int host = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (host < 0 || mount("snapkernel", folder, "tmpfs", MS_NOSUID | MS_NODEV, options))
     fail("mount a private folder");
   for (int i = 0; i < want.owned; i++) {
     if (strncmp(want.own[i], folder, length) || want.own[i][length] != '/')

@@ -20,7 +20,7 @@ from snapkernel.arch import Architecture
 from snapkernel.errors import CannotCheckpoint, Finding, TargetError, UnsupportedHost
 from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
 from snapkernel.freeze.target import Memory, Target, why_not
-from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process, Zombie
+from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Note, Process, Zombie
 from snapkernel.resources import (
     credentials,
     descriptors,
@@ -82,6 +82,15 @@ class Survey:
     files: dict[tuple[str, int], FileIdentity]
     looks: dict[int, Look]
 
+    @property
+    def left_out(self) -> tuple[Note, ...]:
+        """What belongs to the tree and is not part of it."""
+        return tuple(
+            Note(object=f.object, status=f.status, reason=f.reason)
+            for f in self.findings
+            if f.status == "left out"
+        )
+
 
 _LOOKS = 3
 
@@ -120,6 +129,7 @@ def _look_from_outside(pid: int) -> Survey:
                 raise
             looks.pop(one, None)  # it has ended meanwhile
     family.check(capture, members)
+    family.tell_orphans(capture, capture.members)
     system_v.explain(capture)
     try:
         with open_table(*looks) as table:
@@ -283,7 +293,7 @@ def capture(
     try:
         with open_table(*(part.target.pid for part in parts)) as table:
             tables = descriptors.capture(root, table)
-            private_folder.capture(root)
+            private_folder.capture(root, pids)
             refuse(root.pid, root.findings)
             if root.objects:
                 shared_memory.save(root)

@@ -461,7 +461,7 @@ class _Shot:
             memory_bytes=sum(part.process.memory.content.length for part in self.parts) + shared,
             pause_s=self.pause,
             jupyter=connection,
-            notes=(*capture.notes, *self.notes),
+            notes=(*capture.notes, *self.notes, *self.survey.left_out),
         )
 
 

@@ -78,13 +78,8 @@ def capture(capture: Capture, file: OpenFile, state: UnixState) -> UnixName | No
         mode=stat.S_IMODE(there.st_mode),
         owner=(there.st_uid, there.st_gid),
         directory=directory,
-        private=bool(_private_folder(pid, name, directory)),
+        private=private_folder.is_temporary(pid, os.path.join(directory, os.fsdecode(name))),
     )
-
-
-def _private_folder(pid: int, name: bytes, directory: str) -> str:
-    whole = os.path.join(directory, os.fsdecode(name))
-    return private_folder.find(f"/proc/{pid}/root{whole}")
 
 
 def _look(path: str) -> os.stat_result | None:

@@ -82,6 +82,7 @@ class Spawn:
     def __init__(self, manifest: Manifest, streams: Sequence[int]) -> None:
         """Start kernel-init, for the first process of a snapshot."""
         self._own = needs_user_namespace()
+        private_folder.make_missing(manifest)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,14 @@ def segment(**fields: Any) -> dict[str, Any]:
     """A System V segment as one more object, and further fields of the manifest."""
     record = {"kind": "system-v", "size": 1, "segment": OWNED}
     return manifest() | {"shared_memory": [*manifest()["shared_memory"], record]} | fields
+
+
+def shared(files: Sequence[str] = (), folders: Sequence[str] = ()) -> dict[str, Any]:
+    """Files in memory, and folders that are mounted."""
+    records = [{"kind": "dev-shm", "name": name, "size": 1} for name in files]
+    places = [{"path": path, "place": True, "mode": 0, "owner": [0, 0]} for path in folders]
+    objects = [*manifest()["shared_memory"], *records]
+    return manifest() | {"shared_memory": objects, "shared_folders": places}
 
 
 def ipc(**fields: Any) -> dict[str, Any]:
@@ -192,6 +200,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         ipc(semaphores=[{**OWNED, "values": [0] * ((1 << 20) + 1)}]),
         "too many",
     ),
+    # private folders
+    "a file in no folder": (shared(files=["/dev/shm/x"]), "in no folder"),
+    "a file elsewhere": (shared(files=["/etc/passwd"], folders=["/dev/shm"]), "in no folder"),
+    "a file upwards": (shared(files=["/dev/shm/../x"], folders=["/dev/shm"]), "root directory"),
+    "a file twice": (shared(files=2 * ["/dev/shm/x"], folders=["/dev/shm"]), "there twice"),
+    "a folder with two slashes": (shared(folders=["/dev//shm"]), "is not a name"),
     # processes and threads
     "no process": (put("processes")([]), "no process"),
     "pid 1": (process(pid=1, threads=[thread(1)]), "first process"),

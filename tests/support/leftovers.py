@@ -36,6 +36,7 @@ def sweep(pid: int) -> None:
         if number >= 0:
             control(number)
     _libc.mq_unlink(f"/snapkernel-{pid}".encode())
+    Path(f"/dev/shm/snapkernel-host-{pid:x}").unlink(missing_ok=True)
     for prefix in ("snapkernel", "sem.snapkernel"):
         for path in Path("/dev/shm").glob(f"{prefix}-{pid}*"):
             if re.fullmatch(rf"{prefix}-{pid}(?!\d).*", path.name):

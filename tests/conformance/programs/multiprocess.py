@@ -218,28 +218,45 @@ def _write(name: str, start, done) -> None:
 
 @program
 def files_in_dev_shm():
-    """In a folder, open and not mapped, of a mode of its own; another file that nobody has open
-    is the host's."""
+    """In a folder, open and not mapped, of a mode of its own; one that nobody has open, in a folder
+    with our pid in its name."""
     folder = SHM / _PREFIX
     folder.mkdir(0o710)
     try:
-        (folder / "of the host").write_text("untouched")
+        (folder / "closed").write_text("kept")
         with open(folder / "open", "w+b", buffering=0) as file:
             os.fchmod(file.fileno(), 0o640)
             file.write(b"0123456789")
             file.seek(5)
             yield
             expect("read on", file.read(), b"56789")
-            expect("modes", (folder.stat().st_mode & 0o777, mode(file.name)), (0o710, 0o640))
+            expect("modes", (mode(folder), mode(file.name)), (0o710, 0o640))
             file.write(b"more")
             expect("by its name", (folder / "open").read_bytes(), b"0123456789more")
-            if (folder / "of the host").exists():
-                expect("of the host", (folder / "of the host").read_text(), "untouched")
+            expect("not open", (folder / "closed").read_text(), "kept")
     finally:
-        (folder / "open").unlink()
+        for name in ("open", "closed"):
+            (folder / name).unlink()
+        folder.rmdir()
+
+
+@program
+def host_files_in_dev_shm():
+    """A file that is not ours is there beside our own, and is the host's."""
+    host = SHM / f"snapkernel-host-{os.getpid():x}"
+    host.write_text("of the host")
+    try:
+        with open(SHM / _PREFIX, "w+") as own:
+            own.write("own")
+            own.flush()
+            yield
+            expect("own", (SHM / _PREFIX).read_text(), "own")
+            if not restored() or host.exists():
+                expect("of the host", host.read_text(), "of the host")
+    finally:
+        (SHM / _PREFIX).unlink()
         if not restored():
-            (folder / "of the host").unlink()
-            folder.rmdir()
+            host.unlink()
 
 
 def mode(path) -> int:
