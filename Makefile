@@ -32,6 +32,7 @@ test: $(VENV)/installed-test,torch
 
 bench: $(VENV)/installed-benchmark
 	$(VENV)/bin/python benchmarks/freeze_thaw.py
+	$(VENV)/bin/python benchmarks/process_tree.py
 
 lint: $(VENV)/installed-lint
 	$(VENV)/bin/ruff check .

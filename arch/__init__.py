@@ -28,6 +28,8 @@ class Architecture(ABC):
     word_size: int
     system_calls: Mapping[str, int]
     """Numbers of the system calls that snapkernel makes, by name."""
+    terminal_requests: Mapping[str, int]
+    """Numbers of the requests of ioctl(2) on terminals, by name."""
     system_call_instruction: bytes
     task_size: int
     """End of the addresses that a process may map."""

@@ -3,11 +3,12 @@
  *   kernel-init --control FD --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
  *               [--gid-map "IN OUT"] [--monotonic "SEC NSEC"] [--boottime "SEC NSEC"]
  *               [--bounding HEX] [--ipc] [--folder PATH --options TEXT]... [--own PATH]...
- *               [--keep FD]... STUB
+ *               [--terminals] [--report FD] [--keep FD]... STUB
  *
  * 1. Enters new user (when maps are given), pid, mount and time namespaces.
  * 2. Forks pid 1, which enters a new IPC namespace where that is asked for, so that only processes
- *    of the new pid namespace are in it. It mounts a /proc of its own and, where asked for, file
+ *    of the new pid namespace are in it. It mounts a /proc of its own and, where asked for, a
+ *    /dev/pts (--terminals), and file
  *    systems in memory over folders, into which it binds what the host has there but for the names
  *    that will be the restored process's own (those of folders end with a slash). Then it makes the
  * processes that the restored one remembers: session leader, parent, group leader, each with its
@@ -18,7 +19,8 @@
  *    driver learns both pids in its own namespace (unix(7)); then it waits for one byte and
  *    executes STUB. The driver seizes it meanwhile. A closed socket ends it.
  * 4. Pid 1 reaps, forwards signals to the restored process and ends with its status; the kernel
- *    then kills whatever is left in the namespace.
+ *    then kills whatever is left in the namespace. Over the report socket the parent sends a wait
+ *    status (an int, waitpid(2)) whenever the restored process stops, continues or ends.
  *
  * A failure is sent as "error STEP: TEXT". */
 #define _GNU_SOURCE
@@ -52,7 +54,7 @@
 
 enum { MAX_KEEP = 64, CAP_WORDS = 2 };
 
-static int control = -1;
+static int control = -1, report = -1;
 static volatile pid_t forward_to;
 
 static struct {
@@ -61,6 +63,7 @@ static struct {
   unsigned long long bounding;
   int keep[MAX_KEEP], kept, ipc, folders, owned;
   const char **folder, **options, **own;
+  int terminals;
 } want = {.bounding = ~0ULL};
 
 __attribute__((noreturn)) static void fail(const char *step) {
@@ -97,13 +100,24 @@ static void forward_signals_to(pid_t child) {
     sigaction(forwarded[i], &action, NULL);
 }
 
-/* Close all descriptors and keep /dev/null as standard streams: whoever reads from the caller's
- * pipes must not wait for this process. */
-static void close_everything(void) {
+/* A process that only stands for another: signals to the restored one's group are not for it. */
+static void ignore_signals(void) {
+  for (int signal = 1; signal < 32; signal++)
+    if (signal != SIGCHLD)
+      sigaction(signal, &(struct sigaction){.sa_handler = SIG_IGN}, NULL);
+}
+
+/* Close all descriptors but `kept` and have /dev/null as standard streams: whoever reads from the
+ * caller's pipes must not wait for this process. */
+static void close_everything_but(int kept) {
   control = -1;
-  if (syscall(SYS_close_range, 0, ~0U, 0))
-    for (int fd = 0; fd < 65536; fd++)
-      close(fd);
+  for (int fd = 0; fd < 3; fd++)
+    close(fd);
+  if (kept < 3 || (kept > 3 && syscall(SYS_close_range, 3, kept - 1, 0)) ||
+      syscall(SYS_close_range, kept + 1, ~0U, 0))
+    for (int fd = 3; fd < 65536; fd++)
+      if (fd != kept)
+        close(fd);
   int null = open("/dev/null", O_RDWR);
   if (null == 0) {
     (void)!dup(0);
@@ -111,12 +125,14 @@ static void close_everything(void) {
   }
 }
 
-/* Reap until `child` ends; return its status as an exit code. */
-static int wait_for(pid_t child) {
+/* Reap until `child` ends; return its status as an exit code. Report what becomes of it. */
+static int wait_for(pid_t child, int report) {
   for (;;) {
     int status;
-    pid_t gone = wait(&status);
-    if (gone == child)
+    pid_t gone = waitpid(-1, &status, report < 0 ? 0 : WUNTRACED | WCONTINUED);
+    if (gone == child && report >= 0)
+      (void)!send(report, &status, sizeof status, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (gone == child && !WIFSTOPPED(status) && !WIFCONTINUED(status))
       return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     if (gone < 0 && errno == ECHILD)
       return 111;
@@ -191,7 +207,8 @@ __attribute__((noreturn)) static void descend(int level) {
   if (next == want.pid && want.pgid > 1 && want.pgid != want.pid && want.pgid != want.ppid &&
       want.pgid != want.sid && (group = clone_with_pid(want.pgid)) == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    close_everything();
+    ignore_signals();
+    close_everything_but(-1);
     for (;;)
       pause();
   }
@@ -207,9 +224,22 @@ __attribute__((noreturn)) static void descend(int level) {
       fail("setpgid");
     descend(next == want.sid && next != want.ppid ? 1 : 2);
   }
-  forward_signals_to(want.pid);
-  close_everything();
-  exit(wait_for(child));
+  if (level == 0)
+    forward_signals_to(want.pid);
+  else
+    ignore_signals();
+  int told = next == want.pid ? report : -1;
+  close_everything_but(told);
+  exit(wait_for(child, told));
+}
+
+/* Every mount of devpts is an instance with numbers of its own (Linux 4.7). Group 5 is "tty"
+ * nearly everywhere; in a user namespace it is not there. */
+static void mount_terminals(void) {
+  const unsigned long flags = MS_NOSUID | MS_NOEXEC;
+  if (mount("devpts", "/dev/pts", "devpts", flags, "ptmxmode=0666,mode=0620,gid=5") &&
+      mount("devpts", "/dev/pts", "devpts", flags, "ptmxmode=0666,mode=0620"))
+    fail("mount /dev/pts");
 }
 
 enum { NOT_OWN, OWN, ABOVE_OWN };
@@ -302,6 +332,8 @@ __attribute__((noreturn)) static void run_init(void) {
     fail("mount /proc");
   for (int i = 0; i < want.folders; i++)
     mount_folder(want.folder[i], want.options[i]);
+  if (want.terminals)
+    mount_terminals();
   if (write(control, "init", 4) != 4)
     _exit(111);
   descend(0);
@@ -333,7 +365,7 @@ static void parse(int count, char **words) {
       {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'}, {"boottime", 1, NULL, 'b'},
       {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {"ipc", 0, NULL, 'i'},
       {"folder", 1, NULL, 'f'},   {"options", 1, NULL, 'O'},   {"own", 1, NULL, 'o'},
-      {NULL, 0, NULL, 0}};
+      {"report", 1, NULL, 'r'},   {"terminals", 0, NULL, 't'}, {NULL, 0, NULL, 0}};
   const char **words_of_each = calloc(3 * (size_t)count, sizeof *words_of_each);
   if (!words_of_each)
     exit(2);
@@ -355,6 +387,8 @@ static void parse(int count, char **words) {
     case 'f': want.folder[want.folders++] = optarg; break;
     case 'O': want.options[want.folders ? want.folders - 1 : 0] = optarg; break;
     case 'o': want.own[want.owned++] = optarg; break;
+    case 'r': report = atoi(optarg); break;
+    case 't': want.terminals = 1; break;
     case 'B': want.bounding = strtoull(optarg, NULL, 16); break;
     case 'k':
       if (want.kept == MAX_KEEP)
@@ -380,6 +414,6 @@ int main(int count, char **words) {
   if (init == 0)
     run_init();
   forward_signals_to(init);
-  close_everything();
-  return wait_for(init);
+  close_everything_but(-1);
+  return wait_for(init, -1);
 }

@@ -272,6 +272,8 @@ class AddressSpace(Record, frozen=True, kw_only=True):
         vdso: the kernel's mappings.
         content: private pages that differ from their file or from zero.
         guards: packed ``RUN`` entries of ``MADV_GUARD_INSTALL`` pages (Linux 6.13).
+        inherited: packed ``RUN`` entries of what is mapped as it is in the parent, and may be kept
+            when this process is forked.
     """
 
     mappings: tuple[Mapping, ...]
@@ -280,6 +282,7 @@ class AddressSpace(Record, frozen=True, kw_only=True):
     vdso: Vdso | None = None
     content: Content = Content()
     guards: bytes = b""
+    inherited: bytes = b""
 
 
 # --- threads and signals -----------------------------------------------------------------------
@@ -522,10 +525,27 @@ class Stream(Description, frozen=True, kw_only=True, tag="stream"):
     Attributes:
         stream: 0 input, 1 output, 2 error.
         was: what it was, for the reader.
+        settings: of a terminal: ``struct termios2`` (``TCGETS2``).
     """
 
     stream: Annotated[int, msgspec.Meta(ge=0, le=2)]
     was: str
+    settings: bytes = b""
+
+
+class TerminalEnd(Description, frozen=True, kw_only=True, tag="terminal"):
+    """One side of ``Manifest.terminals[terminal]``.
+
+    Attributes:
+        master: the controlling side; else a description of ``/dev/pts/N``.
+        path: by which the master was opened.
+        exclusive: ``TIOCEXCL`` of this side.
+    """
+
+    terminal: Natural
+    master: bool = False
+    path: str = ""
+    exclusive: bool = False
 
 
 class PidDescriptor(Description, frozen=True, kw_only=True, tag="pidfd"):
@@ -772,6 +792,7 @@ AnyDescription = (
     | FifoEnd
     | Stream
     | PidDescriptor
+    | TerminalEnd
     | EventDescriptor
     | Epoll
     | TimerDescriptor
@@ -797,6 +818,41 @@ class Pipe(Record, frozen=True, kw_only=True):
 
     size: Natural
     data: tuple[bytes, ...] = ()
+
+
+MOST_TERMINALS = 4096
+"""Numbers that are restored, by making all below: as many as kernel.pty.max allows by default."""
+
+
+class Terminal(Record, frozen=True, kw_only=True):
+    """A pseudo-terminal (pty(7)). One without a master's description was hung up.
+
+    Attributes:
+        number: N of ``/dev/pts/N``.
+        settings: ``struct termios2`` (``TCGETS2``); empty when it was hung up.
+        window: ``struct winsize``.
+        packets: packet mode, ``TIOCPKT``.
+        locked: ``TIOCSPTLCK``.
+        opened: the slave is open, or was.
+        foreground: its foreground process group, 0 for none.
+        typed: what waits for the slave's reader: lines that are complete, or ended by an end of
+            file (the empty one is an end of file alone).
+        unfinished: the same: what follows them, or all of it where input is not by lines.
+        printed: what waits for the master's reader.
+        stopped: output is, by a call (``TCOOFF`` of tcflow(3)) or a character (``VSTOP``).
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=0, lt=MOST_TERMINALS)]
+    settings: bytes = b""
+    window: bytes = bytes(8)
+    packets: bool = False
+    locked: bool = False
+    opened: bool = True
+    foreground: Pid = 0
+    typed: tuple[bytes, ...] = ()
+    unfinished: bytes = b""
+    printed: bytes = b""
+    stopped: Literal["no", "call", "character"] = "no"
 
 
 class Descriptor(Record, frozen=True, kw_only=True):
@@ -884,6 +940,8 @@ class Process(Record, frozen=True, kw_only=True):
         attributes: further settings.
         locks_future_memory: MCL_FUTURE of mlockall(2), without or with MCL_ONFAULT.
         stopped: signal of a group stop, 0 when running.
+        terminal: index of the controlling terminal in ``Manifest.terminals``, where the leader of
+            its session is in the snapshot.
     """
 
     pid: Pid
@@ -914,6 +972,7 @@ class Process(Record, frozen=True, kw_only=True):
     attributes: Attributes = Attributes()
     locks_future_memory: FutureLocks = "no"
     stopped: Natural = 0
+    terminal: Natural | None = None
 
 
 class Zombie(Record, frozen=True, kw_only=True):
@@ -1062,6 +1121,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     zombies: tuple[Zombie, ...] = ()
     descriptions: tuple[AnyDescription, ...] = ()
     pipes: tuple[Pipe, ...] = ()
+    terminals: tuple[Terminal, ...] = ()
     shared_memory: tuple[SharedMemory, ...] = ()
     shared_folders: tuple[SharedFolder, ...] = ()
     ipc: IpcNamespace | None = None
@@ -1084,6 +1144,8 @@ class Manifest(Record, frozen=True, kw_only=True):
             for descriptor in process.descriptors:
                 where = f"{what}: descriptor {descriptor.number}"
                 _index(where, descriptor.description, self.descriptions)
+            if process.terminal is not None:
+                _index(f"{what}: controlling terminal", process.terminal, self.terminals)
             self._check_memory(what, process.memory)
             self._check_threads(what, process)
 
@@ -1110,6 +1172,8 @@ class Manifest(Record, frozen=True, kw_only=True):
             case PosixMessageQueue(queue=number):
                 queues = () if self.ipc is None else self.ipc.posix_queues
                 _index("message queue of a descriptor", number, queues)
+            case TerminalEnd(terminal=number):
+                _index("terminal of a descriptor", number, self.terminals)
             case UnixSocket() | UnixDatagram():
                 if description.peer is not None:
                     _index("peer of a socket", description.peer, self.descriptions)

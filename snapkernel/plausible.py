@@ -41,7 +41,10 @@ from snapkernel.model import (
     Segment,
     SemaphoreSet,
     SharedMemory,
+    Stream,
     TcpListener,
+    Terminal,
+    TerminalEnd,
     Thread,
     TimerDescriptor,
     UnixDatagram,
@@ -50,7 +53,7 @@ from snapkernel.model import (
     UnixQueue,
     UnixSocket,
 )
-from snapkernel.resources import socket_options, unix_queue
+from snapkernel.resources import socket_options, terminal, terminal_queue, unix_queue
 
 MOST = 1 << 20
 """Entries of a table: the default of fs.nr_open, and more than the largest of other limits."""
@@ -108,6 +111,7 @@ def check(manifest: Manifest) -> None:
     for pipe in manifest.pipes:
         if pipe.size >= 1 << 31 or sum(map(len, pipe.data)) > pipe.size:
             raise ValueError("more is in a pipe than fits in it")
+    _terminals(manifest)
     for index, description in enumerate(manifest.descriptions):
         try:
             _description(manifest, index, description)
@@ -127,6 +131,7 @@ def _tables(manifest: Manifest) -> None:
         manifest.processes,
         manifest.descriptions,
         manifest.pipes,
+        manifest.terminals,
         manifest.shared_memory,
         manifest.files,
         manifest.packs,
@@ -282,8 +287,11 @@ def _memory(process: Process, page: int) -> None:
         raise ValueError("its auxiliary vector is too large")
     if len(memory.guards) % RUN.size:
         raise ValueError("its table of guards is truncated")
+    if len(memory.inherited) % RUN.size:
+        raise ValueError("its table of inherited memory is truncated")
     _inside("private memory", memory.content, _private(memory.mappings))
     _inside("guards", Content(runs=memory.guards), _spans(memory.mappings))
+    _inside("inherited memory", Content(runs=memory.inherited), _private(memory.mappings))
 
 
 def _private(mappings: Iterable[Mapping]) -> Iterator[tuple[int, int]]:
@@ -338,6 +346,12 @@ def _description(manifest: Manifest, index: int, record: AnyDescription) -> None
             mode = record.flags & os.O_ACCMODE
             if mode == os.O_ACCMODE or writable != (mode != os.O_RDONLY):
                 raise ValueError("is no end of a pipe")
+        case Stream(settings=settings):
+            if len(settings) not in (0, terminal_queue.SETTINGS):
+                raise ValueError("has settings of no terminal")
+        case TerminalEnd(master=True, path=path):
+            if path not in terminal.MASTERS:
+                raise ValueError(f"{path[:80]!r} is no master of a terminal")
         case UnixSocket(peer=peer):
             _unix(record, record.type)
             _pair(manifest, index, record, peer)
@@ -369,6 +383,38 @@ def _description(manifest: Manifest, index: int, record: AnyDescription) -> None
         case TimerDescriptor():
             if record.clock > LAST_SIGNAL or record.settime_flags > 3:
                 raise ValueError("is no timer")
+
+
+def _terminals(manifest: Manifest) -> None:
+    """Each has a number and at most one master of its own, and controls at most one session."""
+    masters = [d.terminal for d in manifest.descriptions if isinstance(d, TerminalEnd) and d.master]
+    ends = {d.terminal for d in manifest.descriptions if isinstance(d, TerminalEnd)}
+    numbers = {record.number for record in manifest.terminals}
+    if len(numbers) != len(manifest.terminals) or len(set(masters)) != len(masters):
+        raise ValueError("two terminals have the same number, or one has two masters")
+    if len(ends) != len(manifest.terminals):
+        raise ValueError("a terminal is open nowhere")
+    for record in manifest.terminals:
+        try:
+            _terminal(record)
+        except ValueError as error:
+            raise ValueError(f"terminal {record.number}: {error}") from error
+    sessions = {(p.terminal, p.sid) for p in manifest.processes if p.terminal is not None}
+    controlling = {number for number, _ in sessions}
+    if not len(controlling) == len(sessions) == len({session for _, session in sessions}):
+        raise ValueError("a terminal controls two sessions, or two terminals one")
+    if not controlling <= set(masters):
+        raise ValueError("a terminal that was hung up controls a session")
+
+
+def _terminal(record: Terminal) -> None:
+    if len(record.settings) not in (0, terminal_queue.SETTINGS) or len(record.window) != 8:
+        raise ValueError("has settings of another size than on Linux")
+    typed = sum(map(len, record.typed)) + len(record.unfinished)
+    if max(typed, len(record.typed)) > terminal_queue.HOLDS:
+        raise ValueError("more was typed than it holds")
+    if len(record.printed) > terminal_queue.MOST_PRINTED:
+        raise ValueError("more was printed than it holds")
 
 
 def _locks(locks: Sequence[FileLock]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from .. import Architecture
 from . import cpu, registers, vdso, vector
 from .system_calls import SYSTEM_CALLS
+from .terminal import TERMINAL_REQUESTS
 
 
 class X86(Architecture):
@@ -16,6 +17,7 @@ class X86(Architecture):
     byte_order = "little"
     word_size = 8
     system_calls = SYSTEM_CALLS
+    terminal_requests = TERMINAL_REQUESTS
     system_call_instruction = b"\x0f\x05"
     task_size = (1 << 47) - 4096
     sigaction_size = 32

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -72,6 +73,34 @@ long sk_write_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, cons
   return 0;
 }
 
+long sk_write_changed(int pid, int mem_fd, const uint64_t *runs, size_t count,
+                      const uint8_t *buffer, uint64_t *failed) {
+  uint8_t there[65536];
+  uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+  for (size_t i = 0; i < count; i++) {
+    for (uint64_t at = 0; at < runs[2 * i + 1];) {
+      uint64_t rest = runs[2 * i + 1] - at, size = rest < sizeof there ? rest : sizeof there;
+      uint64_t found[2] = {runs[2 * i] + at, size};
+      long result = sk_read_runs(mem_fd, found, 1, there, failed);
+      for (uint64_t from = 0; result == 0 && from < size;) {
+        uint64_t to = from;
+        while (to < size && memcmp(there + to, buffer + to, size - to < page ? size - to : page))
+          to = to + page < size ? to + page : size;
+        if (to > from) {
+          uint64_t changed[2] = {found[0] + from, to - from};
+          result = sk_write_runs(pid, mem_fd, changed, 1, buffer + from, failed);
+        }
+        from = to + page;
+      }
+      if (result < 0)
+        return result;
+      buffer += size;
+      at += size;
+    }
+  }
+  return 0;
+}
+
 /* PAGEMAP_SCAN (Documentation/admin-guide/mm/pagemap.rst), spelled out: the headers of many
  * systems are older than their kernels. */
 struct page_region {
@@ -124,8 +153,9 @@ static int64_t scan_entries(int fd, uint64_t start, uint64_t end, uint64_t page,
     for (size_t i = 0; i < (size_t)got / sizeof *entries; i++, start += page) {
       uint64_t entry = entries[i];
       int guard = (entry & ENTRY_GUARD) != 0;
-      int own = (entry & (ENTRY_PRESENT | ENTRY_SWAPPED)) && !(entry & ENTRY_FILE) && !guard;
-      if ((kind ? guard : own) && !append(runs, capacity, count, start, start + page))
+      int any = (entry & (ENTRY_PRESENT | ENTRY_SWAPPED)) && !guard;
+      int wanted = kind == SK_GUARD ? guard : any && (kind == SK_ANY || !(entry & ENTRY_FILE));
+      if (wanted && !append(runs, capacity, count, start, start + page))
         return (int64_t)start;
     }
   }
@@ -143,17 +173,18 @@ int64_t sk_scan_pages(int fd, uint64_t start, uint64_t end, uint64_t page_size, 
                                .end = end,
                                .vec = (uint64_t)(uintptr_t)regions,
                                .vec_len = REGIONS};
-    if (kind) {
+    if (kind == SK_GUARD) {
       scan.category_mask = IS_GUARD;
     } else {
-      scan.category_mask = scan.category_inverted = IS_FILE | IS_PFNZERO;
+      if (kind == SK_PRIVATE)
+        scan.category_mask = scan.category_inverted = IS_FILE | IS_PFNZERO;
       scan.category_anyof_mask = IS_PRESENT | IS_SWAPPED;
       scan.return_mask = knows_guards ? IS_GUARD : 0;
     }
     int found = ioctl(fd, SCAN_IOCTL, &scan);
     if (found < 0) {
       if (errno == EINVAL && knows_guards) { /* Linux before 6.15 has no IS_GUARD */
-        if (kind)
+        if (kind == SK_GUARD)
           break;
         knows_guards = 0;
         continue;
@@ -163,12 +194,12 @@ int64_t sk_scan_pages(int fd, uint64_t start, uint64_t end, uint64_t page_size, 
       break; /* no PAGEMAP_SCAN */
     }
     for (int i = 0; i < found; i++) {
-      if (!kind && (regions[i].categories & IS_GUARD))
+      if (kind != SK_GUARD && (regions[i].categories & IS_GUARD))
         continue;
-      if (!kind && !knows_guards) {
+      if (kind != SK_GUARD && !knows_guards) {
         /* A guard looks like a swapped page; the entries tell them apart. */
-        int64_t got =
-            scan_entries(fd, regions[i].start, regions[i].end, page_size, 0, runs, capacity, count);
+        int64_t got = scan_entries(fd, regions[i].start, regions[i].end, page_size, kind, runs,
+                                   capacity, count);
         if (got < 0 || (uint64_t)got < regions[i].end)
           return got;
       } else if (!append(runs, capacity, count, regions[i].start, regions[i].end)) {

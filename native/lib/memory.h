@@ -14,10 +14,18 @@ long sk_read_runs(int mem_fd, const uint64_t *runs, size_t count, uint8_t *buffe
 long sk_write_runs(int pid, int mem_fd, const uint64_t *runs, size_t count, const uint8_t *buffer,
                    uint64_t *failed);
 
+/* The same, for those pages only that differ from what is there. */
+long sk_write_changed(int pid, int mem_fd, const uint64_t *runs, size_t count,
+                      const uint8_t *buffer, uint64_t *failed);
+
+/* Kinds of pages:
+ *   SK_PRIVATE: pages of its own that the process has (present or swapped, not of a file, not the
+ *               zero page, not a guard): their content is nowhere else
+ *   SK_GUARD:   guard pages (MADV_GUARD_INSTALL, Linux 6.13)
+ *   SK_ANY:     all that its page table holds */
+enum { SK_PRIVATE = 0, SK_GUARD = 1, SK_ANY = 2 };
+
 /* Find pages in [start, end) by /proc/PID/pagemap (descriptor pagemap_fd).
- *   kind 0: pages of its own that the process has (present or swapped, not of a file, not the
- *           zero page, not a guard): their content is nowhere else
- *   kind 1: guard pages (MADV_GUARD_INSTALL, Linux 6.13)
  * Appends runs to `runs` (at most `capacity`), *count says how many there are; returns the
  * address up to which it got, or -errno. PAGEMAP_SCAN (Linux 6.7) where the kernel has it, unless
  * `plain`. */

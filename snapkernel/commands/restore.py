@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
+from snapkernel.commands.foreground import Foreground
 from snapkernel.commands.options import json_option, snapshot_argument, store_option
 from snapkernel.commands.output import format_seconds, message, print_json
 from snapkernel.commands.progress import progress
 
 if TYPE_CHECKING:
     from snapkernel import RestoredProcess
-
-ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-TELLING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
-
-
-class Forwarder:
-    """Hands the signals that this command gets on to the restored process.
-
-    Before there is one, a signal that means to end something ends the restore; others wait.
-    """
-
-    def __init__(self) -> None:
-        self._process: RestoredProcess | None = None
-        self._waiting: list[int] = []
-        for number in (*ENDING, *TELLING):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup(1) leaves SIGHUP.
-                signal.signal(number, self._handle)
-
-    def to(self, process: RestoredProcess) -> None:
-        """Hand signals on to this process from now on."""
-        self._process = process
-        for number in self._waiting:
-            self._send(process, number)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._process is not None:
-            self._send(self._process, number)
-        elif number in ENDING:
-            raise SystemExit(128 + number)
-        else:
-            self._waiting.append(number)
-
-    def _send(self, process: RestoredProcess, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # It has just ended.
-            process.send_signal(number)
 
 
 @click.command("restore")
@@ -85,8 +48,10 @@ def command(
 
     SNAPSHOT is an id, the beginning of one, or a name (the newest of that name).
 
-    The process gets this command's standard streams, signals are forwarded to it, and its exit
-    status becomes that of the command. With --json its standard output goes to standard error.
+    The process gets this command's standard streams and its signals: Ctrl-C and Ctrl-Z do what they
+    would do to the program itself. The command stops when the process stops, and ends as it ends:
+    with its exit status, or by the same signal. In the background, give it an input that is no
+    terminal (</dev/null). With --json its standard output goes to standard error.
     With --detach it runs on its own, and its output goes to a log file.
     """
     import snapkernel
@@ -101,21 +66,29 @@ def command(
             for line in lines:
                 click.echo(line)
         return
-    forward = None if detach else Forwarder()
+    from snapkernel.thaw.restore import hold
+
+    foreground = None if detach else Foreground()
     with progress() as report:
-        process = snapkernel.restore(
+        held = hold(
             snapshot,
             store=store,
             lazy=lazy,
             connection_file=connection_file,
             stdio=None if detach else (0, 2 if as_json else 1, 2),
+            report=foreground.report if foreground else None,
             progress=report,
         )
-    if forward:
-        forward.to(process)
-    _tell(process, detach, as_json)
-    if forward:
-        ctx.exit(process.wait())
+    if foreground:
+        foreground.begin(held.target.pid)
+    if foreground and not as_json:
+        _tell(held.process(), detach, as_json)  # What it shows from now on is its own.
+        process = held.release()
+    else:
+        process = held.release()
+        _tell(process, detach, as_json)
+    if foreground:
+        ctx.exit(foreground.follow(process))
 
 
 def _tell(process: RestoredProcess, detach: bool, as_json: bool) -> None:

@@ -131,13 +131,17 @@ class Agent:
 
     def raw(self, name: str, *arguments: int) -> int:
         """One system call of the leader at the site, watched from entry to exit."""
-        target, tid = self.target, self.target.leader
-        masked = tuple(argument & _WORD for argument in arguments)
-        number = self.architecture.system_calls[name]
-        registers = self.architecture.for_call(target.registers[tid], self._site, number, masked)
-        after = self._execute(tid, registers, system_call=True)
+        registers = self.for_call(name, *arguments)
+        after = self._execute(self.target.leader, registers, system_call=True)
         self.system_calls += 1
         return self.architecture.call_result(after)
+
+    def for_call(self, name: str, *arguments: int) -> bytes:
+        """Registers with which a thread makes a system call at the site."""
+        masked = tuple(argument & _WORD for argument in arguments)
+        number = self.architecture.system_calls[name]
+        registers = self.target.registers[self.target.leader]
+        return self.architecture.for_call(registers, self._site, number, masked)
 
     def end(self, status: int) -> None:
         """Have the process, which has one thread, end with a status as of waitpid(2)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,6 +25,7 @@ from snapkernel.resources import (
     credentials,
     descriptors,
     family,
+    inheritance,
     memory,
     memory_policy,
     private_folder,
@@ -32,12 +33,14 @@ from snapkernel.resources import (
     shared_memory,
     signals,
     system_v,
+    terminal,
     threads,
     timers,
     vdso,
 )
 from snapkernel.resources.context import Capture, Saver
 from snapkernel.resources.open_file import open_table
+from snapkernel.store.early import Early
 
 
 @dataclass
@@ -73,13 +76,11 @@ class Survey:
     """What was found out before the freeze.
 
     Attributes:
-        findings: what becomes of every object.
-        files: identities of mapped files.
+        capture: what was found: findings, objects that processes share, identities of files.
         looks: of each process, by its pid on this host.
     """
 
-    findings: list[Finding]
-    files: dict[tuple[str, int], FileIdentity]
+    capture: Capture
     looks: dict[int, Look]
 
     @property
@@ -91,25 +92,52 @@ class Survey:
             if f.status == "left out"
         )
 
+    @property
+    def findings(self) -> list[Finding]:
+        """What becomes of every object."""
+        return self.capture.findings
 
-_LOOKS = 3
+
+_LOOKS, _ENDS = 3, 20
+
+
+class _EndedError(Exception):
+    """A descendant has ended while it was looked at."""
 
 
 def survey(pid: int) -> Survey:
     """Look at a running process and its descendants, without touching them.
 
-    What they have may change while it is looked at; only what is refused three times is refused.
+    What they have may change while it is looked at; only what is refused three times is refused. A
+    descendant may end: then all are looked at again, since what it had is mixed with what others
+    have.
 
     Raises:
         TargetError: it does not exist or may not be examined.
         UnsupportedHost: its architecture is not supported here.
     """
     architecture_of(pid)
-    for _ in range(_LOOKS):
-        found = _look_from_outside(pid)
-        if all(finding.status != "refused" for finding in found.findings):
-            break
-    return found
+    looks = ends = 0
+    while True:
+        try:
+            found = _look_from_outside(pid)
+        except _EndedError:
+            ends += 1
+            if ends == _ENDS:
+                reason = "its children end faster than they can be looked at"
+                raise TargetError(f"process {pid}", reason, "try again") from None
+            continue
+        looks += 1
+        if looks == _LOOKS or all(finding.status != "refused" for finding in found.findings):
+            return found
+
+
+def _is_ending(pid: int) -> bool:
+    """It has given up its memory, is a zombie, or gone."""
+    try:
+        return "VmSize" not in procfs.status(pid)
+    except TargetError:
+        return True
 
 
 def _look_from_outside(pid: int) -> Survey:
@@ -125,18 +153,24 @@ def _look_from_outside(pid: int) -> Survey:
             looks[one], identity = _look_at(capture if one == pid else capture.sibling(one))
             members.append(identity)
         except (TargetError, OSError):
-            if one == pid or os.path.exists(f"/proc/{one}"):
+            if one == pid or not _is_ending(one):
                 raise
-            looks.pop(one, None)  # it has ended meanwhile
+            looks.pop(one, None)
     family.check(capture, members)
     family.tell_orphans(capture, capture.members)
     system_v.explain(capture)
     try:
         with open_table(*looks) as table:
             descriptors.capture(capture, table)
-    except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
-        raise why_not(pid, error.errno or 0) from None
-    return Survey(capture.findings, capture.known, looks)
+            for one in looks:
+                terminal.capture_controlling(capture, one, looks)
+    except (TargetError, OSError) as error:
+        if any(one != pid and _is_ending(one) for one in looks):
+            raise _EndedError from None
+        if isinstance(error, (PermissionError, FileNotFoundError, ProcessLookupError)):
+            raise why_not(pid, error.errno or 0) from None
+        raise
+    return Survey(capture, looks)
 
 
 def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
@@ -148,6 +182,7 @@ def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
         areas = procfs.areas(maps)
         policies = memory_policy.of_areas(pid, areas)
         memory.capture(capture, areas, flags)
+        shared_memory.register(capture, areas)
         capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
         capture.saved(f"{len(procfs.tids(pid))} threads")
         capture.saved(f"{len(areas)} memory mappings")
@@ -268,40 +303,51 @@ def capture(
     zombies: Sequence[Zombie],
     files: dict[tuple[str, int], FileIdentity],
     save: Saver | None,
+    early: dict[tuple[str, int], Early] | None = None,
+    each: Callable[[Frozen], None] = lambda frozen: None,
 ) -> tuple[Capture, Clocks]:
     """Look at stopped processes; the first is an ancestor of all others.
 
-    The shared objects they have are read at once, by ``save``. The records of their mappings are
-    left for :func:`mappings`, their private memory for :func:`private_runs`: both can be had later.
+    ``each`` is told when a process has been looked at by itself, without what it shares. The shared
+    objects they have are read at once, by ``save``, with what was stored of them early. The records
+    of their mappings are left for :func:`mappings`, their private memory for :func:`private_runs`:
+    both can be had later.
 
     Raises:
         CannotCheckpoint: one has come to hold something that cannot be saved.
     """
     first = parts[0]
     root = Capture(first.target.pid, first.target, first.agent, save, files)
+    root.early = early or {}
     at = clocks(root.pid)
     for part in parts:
         part.capture = root
         if part is not first:
             part.capture = root.sibling(part.target.pid, part.target, part.agent)
         part.process = _capture_one(part)
+        each(part)
         shared_memory.register(part.capture, part.areas)
     members: list[family.Made] = [*(part.process for part in parts), *zombies]
     family.check(root, members)
-    pids = {member.pid for member in members}
-    attached = system_v.capture(root, first.ipc_used, pids)
+    inner = {member.pid for member in members}
+    pids = [part.target.pid for part in parts]
+    attached = system_v.capture(root, first.ipc_used, inner)
     try:
-        with open_table(*(part.target.pid for part in parts)) as table:
+        with open_table(*pids) as table:
             tables = descriptors.capture(root, table)
-            private_folder.capture(root, pids)
+            controlling = {pid: terminal.capture_controlling(root, pid, pids) for pid in pids}
+            private_folder.capture(root, inner)
             refuse(root.pid, root.findings)
             if root.objects:
                 shared_memory.save(root)
+            terminal.save(root)
     finally:
         attached.detach(first.agent)
     for part in parts:
-        entries = tables[part.target.pid]
-        part.process = msgspec.structs.replace(part.process, descriptors=entries)
+        pid = part.target.pid
+        part.process = msgspec.structs.replace(
+            part.process, descriptors=tables[pid], terminal=controlling[pid]
+        )
     return root, at
 
 
@@ -357,15 +403,22 @@ def _capture_one(part: Frozen) -> Process:
     )
 
 
-def mappings(part: Frozen, flags: memory.Flags, policies: memory_policy.Policies) -> Process:
-    """The process with the records of its mappings, made from what was read in the freeze.
+def mappings(
+    part: Frozen,
+    flags: memory.Flags,
+    policies: memory_policy.Policies,
+    parent: Sequence[procfs.Area] | None = None,
+) -> Process:
+    """The process with the records of its mappings, made from what was read in the freeze, and with
+    what it may have from its parent, whose mappings are given.
 
     Raises:
         CannotCheckpoint: one of them cannot be had again.
     """
     found = memory.capture(part.capture, part.areas, flags, policies)
     refuse(part.target.pid, part.capture.findings)
-    space = msgspec.structs.replace(part.process.memory, mappings=found)
+    inherited = b"" if parent is None else inheritance.capture(parent, part.areas)
+    space = msgspec.structs.replace(part.process.memory, mappings=found, inherited=inherited)
     return msgspec.structs.replace(part.process, memory=space)
 
 

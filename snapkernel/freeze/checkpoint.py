@@ -2,8 +2,9 @@
 
 1. Look at it and its descendants from outside; refuse what cannot be saved, before anything is
    touched.
-2. Freeze them, look at what only frozen processes show, fork hidden copies, let them go on.
-3. Store the copies' memory while the processes work; commit the manifest last.
+2. Store memory that processes share: of this, only what changes later is stored in the freeze.
+3. Freeze them, look at what only frozen processes show, fork hidden copies, let them go on.
+4. Store the copies' memory while the processes work; commit the manifest last.
 
 With ``stop``, and where no copy can be had, they stay frozen until their memory is stored.
 """
@@ -34,9 +35,10 @@ from snapkernel.freeze.target import Memory, Target
 from snapkernel.freeze.tree import freeze_tree
 from snapkernel.jupyter.connection import find_connection_file, read_connection
 from snapkernel.model import RUN, SCHEMA, Content, Host, Manifest, Note, Zombie
-from snapkernel.resources import memory, memory_policy, process, threads
+from snapkernel.resources import memory, memory_policy, process, shared_memory, threads
 from snapkernel.resources.context import Capture
 from snapkernel.store import SnapshotWriter, Source, Store, check_name
+from snapkernel.store.early import Early
 
 Progress = Callable[[str, int, int], None]
 """Told what is done: a title, bytes so far, bytes in all."""
@@ -232,6 +234,7 @@ class _Part(looking.Frozen):
         flags: VmFlags of its mappings.
         policies: NUMA policies of its mappings.
         may_be_unforked: some mappings may be kept from forked children.
+        fork: its hidden copy in the making.
         copy: its hidden copy.
         unforked: runs that the copy does not have, with their bytes.
     """
@@ -239,6 +242,7 @@ class _Part(looking.Frozen):
     flags: memory.Flags = field(kw_only=True)
     policies: memory_policy.Policies = field(kw_only=True)
     may_be_unforked: bool = field(kw_only=True)
+    fork: live.Fork | None = None
     copy: live.Copy | None = None
     unforked: tuple[tuple[tuple[int, int], bytes], ...] = ()
 
@@ -304,6 +308,9 @@ class _Shot:
         self.notes: list[Note] = []
         self.parts: list[_Part] = []
         self.zombies: tuple[Zombie, ...] = ()
+        self.early: dict[tuple[str, int], Early] = {}
+        self.no_copies = False
+        self._unforked = 0
         self._frozen = contextlib.ExitStack()
         self.capture: Capture
 
@@ -314,13 +321,19 @@ class _Shot:
     def take(self) -> None:
         """Freeze, look, and store."""
         self.writer.prepare()
+        self.survey.capture.save = self._save
+        self.early = shared_memory.save_early(self.survey.capture)
+        self.mark("shared memory")
         start = time.perf_counter()
         copies = self.freeze()
         if copies:
             self.pause = time.perf_counter() - start
         with live.ended(copies):
+            areas = {part.process.pid: part.areas for part in self.parts}
             for part in self.parts:
-                part.process = looking.mappings(part, part.flags, part.policies)
+                part.capture.alive = part.copy.target.pid if part.copy is not None else 0
+                parent = areas.get(part.process.ppid)
+                part.process = looking.mappings(part, part.flags, part.policies, parent)
             self._store_memory()
         self.mark("stored")
         if not self.stop:
@@ -348,11 +361,17 @@ class _Shot:
                 agents.callback(part.agent.remove)
                 self.parts.append(part)
             self.mark("agent")
+            agents.callback(self._abandon)
             self.capture, self.clocks = looking.capture(
-                self.parts, self.zombies, self.survey.files, self._save
+                self.parts,
+                self.zombies,
+                self.survey.capture.known,
+                self._save,
+                self.early,
+                self._begin_fork,
             )
             self.mark("captured")
-            return [] if self.stop else self._fork()
+            return self._copies()
 
     def _enter(self, target: Target) -> _Part:
         """Put the agent into a process."""
@@ -373,35 +392,62 @@ class _Shot:
         unforked = changed or look is None or look.unforked
         return _Part(target, agent, areas, flags=flags, policies=policies, may_be_unforked=unforked)
 
-    def _fork(self) -> list[live.Copy]:
-        """The hidden copies, and our own copies of what they do not get."""
-        if any(part.process.child_subreaper for part in self.parts):
+    def _begin_fork(self, frozen: looking.Frozen) -> None:
+        """Have the kernel make a hidden copy, while other things are looked at."""
+        part = next(part for part in self.parts if part is frozen)
+        if self.stop or self.no_copies:
+            return
+        if part.process.child_subreaper:
             self._plain("a process is a child subreaper, and would see the copy")
-            return []
-        size = sum(length for part in self.parts for _, length in part.unforked_runs())
-        if size > _MOST_UNFORKED:
-            self._plain(f"{size} bytes of memory are kept from forked children (MADV_DONTFORK)")
-            return []
+            return
+        self._unforked += sum(length for _, length in part.unforked_runs())
+        if self._unforked > _MOST_UNFORKED:
+            what = f"{self._unforked} bytes and more of memory are kept from forked children"
+            self._plain(f"{what} (MADV_DONTFORK)")
+            return
+        try:
+            part.keep_unforked()
+            part.fork = live.Fork(part.target, part.agent)
+        except SnapkernelError as error:
+            self._plain(f"no copy-on-write child could be had: {error.reason}")
+
+    def _copies(self) -> list[live.Copy]:
+        """The hidden copies of all, or none."""
         copies: list[live.Copy] = []
         try:
             for part in self.parts:
-                part.keep_unforked()
-                part.copy = live.fork(part.target, part.agent)
+                if part.fork is None:
+                    break
+                fork, part.fork = part.fork, None
+                part.copy = fork.finish()
                 copies.append(part.copy)
+            else:
+                self.mark("forked")
+                return copies
         except SnapkernelError as error:
-            with live.ended(copies):
-                self._plain(f"no copy-on-write child could be had: {error.reason}")
+            self._plain(f"no copy-on-write child could be had: {error.reason}")
+        with live.ended(copies):
             for part in self.parts:
                 part.copy = None
-            return []
-        self.mark("forked")
-        return copies
+        return []
+
+    def _abandon(self) -> None:
+        """End the copies that are in the making when something goes wrong."""
+        for part in self.parts:
+            if part.fork is not None:
+                fork, part.fork = part.fork, None
+                fork.abandon()
 
     def _plain(self, reason: str) -> None:
+        self.no_copies = True
         self.notes.append(Note(object="live checkpoint", status="plain freeze", reason=reason))
 
-    def _save(self, source: object, runs: Sequence[tuple[int, int]]) -> Content:
-        return self.writer.store(source, runs, page_size=PAGE) if runs else Content()  # type: ignore[arg-type]
+    def _save(
+        self, source: object, runs: Sequence[tuple[int, int]], early: Early | None = None
+    ) -> Content:
+        if not runs:
+            return Content()
+        return self.writer.store(source, runs, page_size=PAGE, early=early)  # type: ignore[arg-type]
 
     def _store_memory(self) -> None:
         """Store private pages, of the copies or of the processes."""
@@ -416,7 +462,13 @@ class _Shot:
                 self.progress("storing memory", done, total)
 
         for part, own in zip(self.parts, runs, strict=True):
-            content = self.writer.store(part.source(), own, page_size=PAGE, progress=tell)
+            content = self.writer.store(
+                part.source(),
+                own,
+                page_size=PAGE,
+                progress=tell,
+                whole=memory.not_zero(part.process.memory.mappings),
+            )
             space = msgspec.structs.replace(
                 part.process.memory, content=content, guards=part.guards()
             )
@@ -454,6 +506,7 @@ class _Shot:
             zombies=self.zombies,
             descriptions=tuple(capture.descriptions),
             pipes=tuple(capture.pipes),
+            terminals=tuple(capture.terminals),
             shared_memory=tuple(capture.shared_memory),
             shared_folders=tuple(capture.shared_folders),
             ipc=capture.ipc,

@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 
 from snapkernel._native import ffi, lib
 from snapkernel.constants import CLONE_FILES, CLONE_FS, CLONE_VM, WCLONE
-from snapkernel.errors import SnapkernelError, TargetError
+from snapkernel.errors import BatchFailed, SnapkernelError, TargetError
 from snapkernel.freeze import tracing
-from snapkernel.freeze.agent import Agent
+from snapkernel.freeze.agent import SIZE, Agent
 from snapkernel.freeze.batch import Batch, Words
 from snapkernel.freeze.target import Target
 
@@ -55,43 +55,108 @@ def ended(copies: Sequence[Copy]) -> Iterator[None]:
             copy.end()
 
 
-def fork(target: Target, agent: Agent) -> Copy:
-    """Make the copy.
+class Fork:
+    """A copy in the making: the kernel copies page tables while the caller does something else.
 
-    Raises:
-        SnapkernelError: the kernel does not give us a child (limits on processes or memory). The
-            process is as it was.
+    Either :meth:`finish` or :meth:`abandon` must be called, once.
     """
-    helper, inner = _clone(target, agent, target.leader, CLONE_VM | CLONE_FS | CLONE_FILES)
-    copy = None
-    try:
-        target.registers[helper] = target.registers[target.leader]
-        target.masks[helper] = tracing.BLOCK_ALL
-        copy, _ = _clone(target, agent, helper, 0)
-    finally:
-        _end_helper(target, agent, helper, inner)
-    try:
-        # Killed rather than the user's kernel when memory runs short.
-        with suppress(OSError), open(f"/proc/{copy}/oom_score_adj", "w") as file:
-            file.write("1000")
-        result = Target(copy, [copy])
-        close = Batch("close the copy's descriptors")
-        close.call("close_range", 0, 0xFFFFFFFF, 0)
-        result.registers[copy] = target.registers[target.leader]
-        Agent(result, agent.base, live=False).run(close)
-    except BaseException:
-        _kill(copy)
-        raise
-    return Copy(result)
+
+    def __init__(self, target: Target, agent: Agent) -> None:
+        """Begin.
+
+        Raises:
+            SnapkernelError: the kernel does not give us a child (limits on processes or memory).
+                The process is as it was.
+        """
+        self._target, self._agent = target, agent
+        self._helper, self._inner = _helper(target, agent)
+        try:
+            self._begin()
+        except BaseException:
+            self._end_helper()
+            raise
+
+    def _begin(self) -> None:
+        """Send the helper into its clone3(2)."""
+        arguments = self._agent.base + SIZE - _CLONE_ARGS_SIZE
+        self._target.memory.write(arguments, bytes(_CLONE_ARGS_SIZE))
+        registers = self._agent.for_call("clone3", arguments, _CLONE_ARGS_SIZE)
+        tracing.set_registers(self._helper, registers)
+        self._go_on()  # to the entry of the call
+        tracing.request(tracing.SYSCALL, self._helper)
+
+    def _go_on(self) -> int:
+        """Until the next stop that is of the system call: 0, or the event of a birth."""
+        while True:
+            tracing.request(tracing.SYSCALL, self._helper)
+            event = self._stop()
+            if event is not None:
+                return event
+
+    def _stop(self) -> int | None:
+        status = tracing.wait(self._helper)
+        event = status >> 16
+        if event in (tracing.EVENT_FORK, tracing.EVENT_CLONE):
+            return event
+        return 0 if os.WSTOPSIG(status) == tracing.SYSTEM_CALL else None
+
+    def finish(self) -> Copy:
+        """Wait for the copy.
+
+        Raises:
+            SnapkernelError: there is none. The process is as it was.
+        """
+        try:
+            event = self._stop()
+            while event is None:
+                event = self._go_on()
+            if event == 0:
+                registers = tracing.get_registers(self._helper)
+                number = -self._agent.architecture.call_result(registers)
+                object = f"process {self._target.pid}"
+                raise BatchFailed(object, f"clone3: {os.strerror(number)}", number)
+            copy = tracing.event_message(self._helper)
+            tracing.wait(copy)
+        finally:
+            self._end_helper()
+        try:
+            # Killed rather than the user's kernel when memory runs short.
+            with suppress(OSError), open(f"/proc/{copy}/oom_score_adj", "w") as file:
+                file.write("1000")
+            result = Target(copy, [copy])
+            close = Batch("close the copy's descriptors")
+            close.call("close_range", 0, 0xFFFFFFFF, 0)
+            result.registers[copy] = self._target.registers[self._target.leader]
+            Agent(result, self._agent.base, live=False).run(close)
+        except BaseException:
+            _kill(copy)
+            raise
+        return Copy(result)
+
+    def abandon(self) -> None:
+        """End it, as far as it has come."""
+        with suppress(SnapkernelError):
+            self.finish().end()
+
+    def _end_helper(self) -> None:
+        """End the helper and have the process take its exit status."""
+        _kill(self._helper)
+        batch = Batch("take the helper's exit status")
+        batch.call("wait4", self._inner, 0, WCLONE, 0, check=False)
+        self._agent.run(batch)
+        if batch.calls[0].result != self._inner:
+            object = f"process {self._target.pid}"
+            raise SnapkernelError(object, f"its helper was not reaped: {batch.calls[0]}")
 
 
-def _clone(target: Target, agent: Agent, tid: int, flags: int) -> tuple[int, int]:
-    """Let a thread clone; the stopped child's pid on this host, and as the process sees it."""
-    batch = Batch("make a hidden copy of the process")
-    words = Words((flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+def _helper(target: Target, agent: Agent) -> tuple[int, int]:
+    """A child that shares the memory: its pid on this host, and as the process sees it. It and its
+    own child die with us (ptrace(2), PTRACE_O_EXITKILL is inherited)."""
+    batch = Batch("make a helper that shares the memory")
+    words = Words((CLONE_VM | CLONE_FS | CLONE_FILES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
     call = batch.call("clone3", words, _CLONE_ARGS_SIZE, note="copy-on-write child")
     agent.born.clear()
-    agent.run(batch, tid)
+    agent.run(batch)
     if not agent.born or call.result is None:
         raise TargetError(f"process {target.pid}", "the new child was not reported")
     child = agent.born.pop()
@@ -106,17 +171,3 @@ def _kill(pid: int) -> None:
     status = ffi.new("int *")
     while lib.sk_wait(pid, 0, status) >= 0 and os.WIFSTOPPED(status[0]):
         pass
-
-
-def _end_helper(target: Target, agent: Agent, helper: int, inner: int) -> None:
-    """End the helper and have the process take its exit status."""
-    target.registers.pop(helper, None)
-    target.masks.pop(helper, None)
-    _kill(helper)
-    batch = Batch("take the helper's exit status")
-    batch.call("wait4", inner, 0, WCLONE, 0, check=False)
-    agent.run(batch)
-    if batch.calls[0].result != inner:
-        raise SnapkernelError(
-            f"process {target.pid}", f"its helper was not reaped: {batch.calls[0]}"
-        )

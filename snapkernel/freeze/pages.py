@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from snapkernel._native import ffi, lib
@@ -19,6 +20,16 @@ from snapkernel.freeze.batch import Batch, Space
 if TYPE_CHECKING:
     from snapkernel.freeze.agent import Agent
 
+
+class Kind(IntEnum):
+    """Kinds of pages: those that are nowhere else; guard pages (madvise(2), MADV_GUARD_INSTALL);
+    all that the page table holds."""
+
+    PRIVATE = 0
+    GUARD = 1
+    ANY = 2
+
+
 _CAPACITY = 65536
 _PAGE = os.sysconf("SC_PAGESIZE")
 _AT_ONCE = 1 << 20
@@ -27,12 +38,12 @@ _LOWEST_BIT = bytes(byte & 1 for byte in range(256))
 
 
 def scan_pages(
-    pid: int, spans: Iterable[tuple[int, int]], *, guards: bool = False, plain: bool = False
+    pid: int, spans: Iterable[tuple[int, int]], *, kind: Kind = Kind.PRIVATE, plain: bool = False
 ) -> list[tuple[int, int]]:
-    """``(address, length)`` runs of private pages in ``(start, end)`` spans.
+    """``(address, length)`` runs of pages in ``(start, end)`` spans.
 
     Args:
-        guards: find guard pages (madvise(2), MADV_GUARD_INSTALL) instead.
+        kind: which pages.
         plain: do without PAGEMAP_SCAN.
 
     Raises:
@@ -47,7 +58,7 @@ def scan_pages(
             while at < end:
                 count[0] = 0
                 at = lib.sk_scan_pages(
-                    pagemap.fileno(), at, end, _PAGE, guards, plain, words, _CAPACITY, count
+                    pagemap.fileno(), at, end, _PAGE, kind, plain, words, _CAPACITY, count
                 )
                 if at < 0:
                     raise TargetError(

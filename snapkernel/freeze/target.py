@@ -71,6 +71,13 @@ class Memory:
         result = lib.sk_write_runs(self.pid, self._fd, words, len(runs), data, failed)
         self._check(result, failed[0], "written")
 
+    def write_changed(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+        """The same, for those pages only that differ: the others stay shared with relatives."""
+        words, failed = _words(runs), ffi.new("uint64_t *")
+        data = ffi.from_buffer("uint8_t[]", buffer)
+        result = lib.sk_write_changed(self.pid, self._fd, words, len(runs), data, failed)
+        self._check(result, failed[0], "written")
+
     def _check(self, result: int, address: int, verb: str) -> None:
         if result < 0:
             raise TargetError(

@@ -21,6 +21,8 @@ O_TRACESYSGOOD, O_TRACEFORK, O_TRACECLONE, O_TRACEEXEC = 1, 2, 8, 16
 O_EXITKILL = 1 << 20
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_STOP = 1, 2, 3, 4, 128
 
+SYSTEM_CALL = signal.SIGTRAP | 0x80
+"""The signal of a stop at a system call, with O_TRACESYSGOOD."""
 BLOCK_ALL = (1 << 64) - 1 & ~(1 << signal.SIGTRAP - 1)
 """All signals but SIGTRAP, by which the agent says that it is done: a blocked SIGTRAP that the
 kernel forces would reset the handler of the program."""
@@ -63,6 +65,13 @@ def wait(tid: int) -> int:
     if not os.WIFSTOPPED(status[0]):
         raise Died(f"thread {tid}", "ended while it was frozen")
     return int(status[0])
+
+
+def event_message(tid: int) -> int:
+    """What a thread's last event was about: the pid of a new child, on this host."""
+    message = ffi.new("uint64_t *")
+    check(lib.sk_event_message(tid, message), tid, "reading the message of an event")
+    return int(message[0])
 
 
 def get_registers(tid: int) -> bytes:

@@ -7,13 +7,17 @@ that its parent has not waited for, is a zombie: there is nothing to stop.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from snapkernel import procfs
 from snapkernel.errors import TargetError
 from snapkernel.freeze.target import Target, freeze
+
+_PATIENCE = 1.0
+"""Seconds in which a process without memory becomes a zombie."""
 
 
 @dataclass
@@ -57,9 +61,23 @@ def _add(stack: ExitStack, tree: Tree, child: int) -> None:
             tree.targets.append(stack.enter_context(freeze(child)))
             return
     except TargetError:
-        if not _is_zombie(child):  # it may have ended meanwhile
+        if not _ends(child):
             raise
-    tree.zombies.append(child)
+    with suppress(TargetError):  # it is gone: its parent does not want to know of its end
+        if _is_zombie(child):
+            tree.zombies.append(child)
+
+
+def _ends(child: int) -> bool:
+    """It is ending, and has done so when this returns. Nobody tells who is not its parent."""
+    deadline = time.monotonic() + _PATIENCE
+    with suppress(TargetError):
+        while "VmSize" not in procfs.status(child) and time.monotonic() < deadline:
+            if _is_zombie(child):
+                return True
+            time.sleep(0.0002)
+        return False
+    return True
 
 
 def _is_zombie(pid: int) -> bool:

@@ -27,6 +27,7 @@ from snapkernel.model import (
     SemaphoreSet,
     SharedFolder,
     SharedMemory,
+    Terminal,
     UnixQueue,
 )
 
@@ -34,12 +35,16 @@ if TYPE_CHECKING:
     from snapkernel.freeze.agent import Agent
     from snapkernel.freeze.target import Target
     from snapkernel.resources.shared_memory import SharedObject
+    from snapkernel.resources.terminal import TerminalEnds
+    from snapkernel.store.early import Early
 
 
 class Saver(Protocol):
     """Puts bytes of the frozen process into the store at once (they may change afterwards)."""
 
-    def __call__(self, source: object, runs: Sequence[tuple[int, int]]) -> Content: ...
+    def __call__(
+        self, source: object, runs: Sequence[tuple[int, int]], early: Early | None = None
+    ) -> Content: ...
 
 
 class Capture:
@@ -53,7 +58,9 @@ class Capture:
         target: the process when it is frozen.
         agent: the agent in it.
         save: for contents that must be read while the process is frozen.
+        early: what was stored of objects before, by device and inode.
         known: identities of files by path and inode, found out earlier.
+        alive: pid of a copy of the process, which itself may have ended; 0 for none.
         findings: every object that is not simply saved.
         members: the captures of all processes, by pid.
     """
@@ -70,13 +77,17 @@ class Capture:
         self.target = target
         self.agent = agent
         self.save = save
+        self.alive = 0
         self.known = {} if known is None else known
         self.findings: list[Finding] = []
         self.descriptions: list[AnyDescription] = []
         self.pipes: list[Pipe] = []
         self.pipe_index: dict[str, int] = {}
+        self.terminals: list[Terminal] = []
+        self.terminal_ends: list[TerminalEnds] = []
         self.queues: dict[int, UnixQueue] = {}
         self.objects: dict[tuple[str, int], SharedObject] = {}
+        self.early: dict[tuple[str, int], Early] = {}
         self.shared_memory: list[SharedMemory] = []
         self.shared_folders: list[SharedFolder] = []
         self.private_folders: set[str] = set()
@@ -154,7 +165,7 @@ class Capture:
         return len(self.files) - 1
 
     def _identify(self, path: str, inode: int) -> FileIdentity:
-        there = f"/proc/{self.pid}/root{path}"
+        there = f"/proc/{self.alive or self.pid}/root{path}"
         try:
             status = os.stat(there)
         except OSError as error:
@@ -207,6 +218,7 @@ class Build:
         numbers: where each description is held that is there already.
         stream_cells: descriptor of each inherited stream.
         staging: where each shared anonymous object is mapped meanwhile.
+        kept: ranges that this process has from its parent: start and length.
         ports: old to new TCP ports.
         names: ``struct sockaddr`` that each bound socket has got.
         routes: the listener that each unix socket connects to, by description.
@@ -223,6 +235,7 @@ class Build:
     numbers: dict[int, int] = field(default_factory=dict)
     stream_cells: dict[int, Cell] = field(default_factory=dict)
     staging: dict[int, int] = field(default_factory=dict)
+    kept: Sequence[tuple[int, int]] = ()
     ports: dict[int, int] = field(default_factory=dict)
     names: dict[int, bytes] = field(default_factory=dict)
     routes: dict[int, int] = field(default_factory=dict)

@@ -35,6 +35,7 @@ from snapkernel.resources import (
     signalfd,
     sockets,
     stream,
+    terminal,
     timerfd,
     unix_datagram,
     unix_listener,
@@ -51,6 +52,7 @@ KINDS: tuple[ModuleType, ...] = (
     pipe,
     fifo,
     pid_descriptor,
+    terminal,
     eventfd,
     epoll,
     timerfd,
@@ -73,8 +75,6 @@ KNOWN_BY_NAME = {
     "anon_inode:[perf_event]": "performance counters cannot be saved",
     "anon_inode:bpf": "BPF objects cannot be saved",
     "/dev/nvidia": "GPU memory cannot be saved yet",
-    "/dev/ptmx": "pseudo-terminals cannot be saved yet",
-    "/dev/pts/": "pseudo-terminals cannot be saved yet",
     "/": "this kind of file cannot be saved yet",
 }
 
@@ -86,9 +86,14 @@ def capture(capture: Capture, table: Table) -> dict[int, tuple[Descriptor, ...]]
         record = _describe(capture, file, table)
         if record is not None:
             capture.descriptions.append(record)
+    parts = stream.parts(capture, table)
     return {
         pid: tuple(
-            Descriptor(number=number, description=index, close_on_exec=close)
+            Descriptor(
+                number=number,
+                description=parts.get((index, number), index),
+                close_on_exec=close,
+            )
             for number, index, close in entries
         )
         for pid, entries in table.entries.items()

@@ -2,7 +2,8 @@
 
 On rebuild every process is forked by its parent, with the pid it had (clone3(2), set_tid). A child
 is born into its parent's session and group: who left a session by setsid(2) after it had children
-in the old one has these before it does so again. Groups are joined when all are there.
+in the old one has these before it does so again. A terminal that controls a session is taken
+before there are others in it, who inherit it. Groups are joined when all are there.
 
 A session or group outlives its leader, and nobody can make one with another's number. So a
 placeholder is forked with the leader's pid, leads, and ends when all others have joined. Who is in
@@ -14,14 +15,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from snapkernel import procfs
 from snapkernel.constants import CLONE_PARENT, WALL
 from snapkernel.freeze.batch import Batch, Words
 from snapkernel.model import SIGCHLD, Manifest, Process, Zombie
-from snapkernel.resources.context import Capture
+from snapkernel.resources import terminal
+from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.process import Identity
 
 _MOST_SIGACTION = 64  # bytes, at least those of struct kernel_sigaction anywhere
@@ -100,22 +102,49 @@ def tell_orphans(capture: Capture, pids: Collection[int]) -> None:
             capture.report(f"process {pid} ({name})", "left out", reason)
 
 
-def steps(manifest: Manifest) -> Iterator[tuple[int, Fork | Batch | End]]:
-    """Births, sessions, groups and ends, each with the pid of the process that it is for."""
-    return _Family(manifest).steps()
+def strangers(manifest: Manifest) -> set[int]:
+    """Pids of those who are in a session that their parent was never in, and not in their own."""
+    by_pid = {process.pid: process for process in manifest.processes}
+    first = manifest.processes[0]
+    found = set()
+    members: list[Made] = [*manifest.processes[1:], *manifest.zombies]
+    for member in members:
+        parent = by_pid[member.ppid]
+        lines = {member.pid, first.sid, parent.sid}
+        while parent is not first:
+            parent = by_pid[parent.ppid]
+            lines.add(parent.sid)
+        if member.sid not in lines:
+            found.add(member.pid)
+    return found
+
+
+def steps(
+    builds: Sequence[Build], heirs: Container[int] = ()
+) -> Iterator[tuple[int, Fork | Batch | End]]:
+    """Births, sessions, groups and ends, each with the pid of the process that it is for; the
+    first process comes first, and is there.
+
+    ``heirs`` are born after their brothers: their parent's memory has been filled by then.
+    """
+    return _Family(builds, heirs).steps()
 
 
 class _Family:
     """Members while they are made.
 
     Attributes:
+        builds: of the processes.
         members: of the snapshot, the first process first.
         groups: the process group that each is in.
         placeholders: of leaders that have ended.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, builds: Sequence[Build], heirs: Container[int]) -> None:
+        manifest = builds[0].manifest
+        self.builds = builds
         self.members: list[Made] = [*manifest.processes, *manifest.zombies]
+        self.members.sort(key=lambda member: member.pid in heirs)
         self.zombies = manifest.zombies
         self.first = manifest.processes[0]
         self.pids = {member.pid for member in self.members}
@@ -124,15 +153,21 @@ class _Family:
 
     def steps(self) -> Iterator[tuple[int, Fork | Batch | End]]:
         """In this order."""
+        if self.first.sid == self.first.pid:
+            yield self.first.pid, terminal.take(self.builds[0])
         yield from self._descendants(self.first, self.first.sid)
         yield from self._lead_groups()
         # Leaders first: nobody can join a group that is not there.
         for member in sorted(self.members[1:], key=lambda member: member.pgid != member.pid):
             if self.groups[member.pid] != member.pgid:
                 yield self._join(member.pid, member.pgid)
+        for build in self.builds:
+            yield build.process.pid, terminal.give_up(build)
+            yield build.process.pid, terminal.give_foreground(build)
         for ended in (*self.placeholders, *self.zombies):
             yield ended.pid, End(ended)
-        for parent in {ended.ppid for ended in (*self.placeholders, *self.zombies)}:
+        parents = {ended.ppid for ended in (*self.placeholders, *self.zombies)}
+        for parent in sorted(parents - {zombie.pid for zombie in self.zombies}):
             batch = Batch("forget the signals of these ends")
             # What is ignored by default is not left pending (signal(7)); the old action comes
             # later.
@@ -152,6 +187,8 @@ class _Family:
             yield from self._birth(parent.pid, child, session)
         if leads:
             yield self._lead(parent.pid)
+            taking = (build for build in self.builds if build.process is parent)
+            yield from ((parent.pid, terminal.take(build)) for build in taking)
         late = [child for child in children if child not in early]
         strangers = [child for child in late if child.sid not in (child.pid, parent.sid)]
         for child in late:
@@ -196,7 +233,8 @@ class _Family:
 
     def _lead_groups(self) -> Iterator[tuple[int, Fork | Batch]]:
         """Placeholders for leaders of groups that have ended; a member is in the right session."""
-        for member in self.members[1:]:
+        # Who is to end leaves a placeholder to pid 1, which waits for it.
+        for member in sorted(self.members[1:], key=lambda member: isinstance(member, Zombie)):
             group = member.pgid
             if group not in {*self.groups, self.first.pgid, self.first.sid}:
                 yield self._placeholder(member.pid, group, 0)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from snapkernel import procfs
 from snapkernel.freeze.agent import PAGE
-from snapkernel.freeze.pages import resident_pages, scan_pages
+from snapkernel.freeze.pages import Kind, resident_pages, scan_pages
 from snapkernel.resources.context import Capture
+from snapkernel.runs import Run, joined, without
 
 if TYPE_CHECKING:
+    from snapkernel.freeze.target import Memory
     from snapkernel.resources.shared_memory import SharedObject
 
 _MOST_TOUCHED = 1 << 30
@@ -38,12 +40,12 @@ class View:
 
     def runs(self) -> list[tuple[int, int]]:
         """The offsets of the pieces, without the seams."""
-        return _joined(self.pieces)
+        return offsets(self.pieces)
 
     def unseen(self, size: int) -> int:
         """How many of the object's bytes no mapping shows."""
-        seen = _joined(_disjoint([(offset, length, 0) for offset, length in self.seen]))
-        return sum(length for _, length in _without([(0, size)], seen))
+        seen = offsets(_disjoint([(offset, length, 0) for offset, length in self.seen]))
+        return sum(length for _, length in without([(0, size)], seen))
 
 
 def look(capture: Capture, known: SharedObject) -> View:
@@ -72,11 +74,28 @@ def look(capture: Capture, known: SharedObject) -> View:
             until = _readable_until(capture, area, max(map(sum, [*sure, *own]), default=0))
         whole = (area.start, until - area.start)
         shift = area.start - area.offset
-        for start, length in _without(_without(runs, [(until, area.end - until)]), own):
+        for start, length in without(without(runs, [(until, area.end - until)]), own):
             pieces.append((start - shift, length, start))
-        seen += [(start - shift, length) for start, length in _without([whole], own)]
+        seen += [(start - shift, length) for start, length in without([whole], own)]
         end = max(end, until - shift)
     return View(_disjoint(pieces), seen, end)
+
+
+def present(pid: int, areas: Iterable[procfs.Area]) -> list[tuple[int, int, int]]:
+    """Pieces of an object that a running process has in its page table: to read them brings no
+    page to life, as long as they stay there."""
+    found = []
+    for area in areas:
+        if area.shared:
+            shift = area.start - area.offset
+            runs = scan_pages(pid, [(area.start, area.end)], kind=Kind.ANY)
+            found += [(start - shift, length, start) for start, length in runs]
+    return _disjoint(found)
+
+
+def offsets(pieces: Iterable[tuple[int, int, int]]) -> list[Run]:
+    """Those of pieces, without the seams."""
+    return joined((offset, length) for offset, length, _ in pieces)
 
 
 def _on_tmpfs(capture: Capture, known: SharedObject) -> bool:
@@ -120,27 +139,6 @@ def _readable_until(capture: Capture, area: procfs.Area, sure: int) -> int:
     return low
 
 
-def _without(
-    runs: Iterable[tuple[int, int]], holes: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """The parts of runs that are in no hole; both ascending."""
-    left = []
-    at = 0
-    for start, length in runs:
-        end = start + length
-        while at < len(holes) and sum(holes[at]) <= start:
-            at += 1
-        behind = at
-        while behind < len(holes) and holes[behind][0] < end:
-            if start < holes[behind][0]:
-                left.append((start, holes[behind][0] - start))
-            start = sum(holes[behind])
-            behind += 1
-        if start < end:
-            left.append((start, end - start))
-    return left
-
-
 def _disjoint(pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Each offset once."""
     found = []
@@ -153,17 +151,6 @@ def _disjoint(pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return found
 
 
-def _joined(pieces: Iterable[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """The offsets of pieces, without the seams."""
-    runs: list[tuple[int, int]] = []
-    for offset, length, _ in pieces:
-        if runs and sum(runs[-1]) == offset:
-            runs[-1] = (runs[-1][0], runs[-1][1] + length)
-        else:
-            runs.append((offset, length))
-    return runs
-
-
 class MappedSource:
     """Bytes of an object through its mappings, by offset in the object.
 
@@ -171,9 +158,8 @@ class MappedSource:
         pieces: ``(offset, length, address)``, ascending and disjoint.
     """
 
-    def __init__(self, capture: Capture, pieces: list[tuple[int, int, int]]) -> None:
-        assert capture.target is not None
-        self.memory = capture.target.memory
+    def __init__(self, memory: Memory, pieces: list[tuple[int, int, int]]) -> None:
+        self.memory = memory
         self.pieces = pieces
 
     def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+from msgspec import structs
 
 from snapkernel import procfs
 from snapkernel.constants import (
@@ -39,10 +41,11 @@ from snapkernel.constants import (
 from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
-from snapkernel.freeze.pages import scan_pages
+from snapkernel.freeze.pages import Kind, scan_pages
 from snapkernel.model import RUN, Mapping, MemoryPolicy
 from snapkernel.resources import memory_locks, memory_policy, shared_memory, system_v, vdso
 from snapkernel.resources.context import Build, Capture
+from snapkernel.runs import Run, without
 
 # Follow from protection, kind and use of the area.
 DERIVED = frozenset(["rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "sd", "gu", "??"])
@@ -192,9 +195,16 @@ def holds_private_pages(mapping: Mapping) -> bool:
     return not mapping.shared and not {"dp", "wf"} & set(mapping.flags)
 
 
+def not_zero(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
+    """Where a page of zeros is not what would be there anyway: private mappings of something."""
+    found = [m for m in mappings if m.file is not None or m.object is not None]
+    return _spans(mapping for mapping in found if not mapping.shared)
+
+
 def scan(pid: int, mappings: Iterable[Mapping], *, guards: bool = False) -> list[tuple[int, int]]:
     """Runs of private pages (or of guard pages) in the mappings."""
-    return scan_pages(pid, _spans(mappings), guards=guards)
+    kind = Kind.GUARD if guards else Kind.PRIVATE
+    return scan_pages(pid, _spans(mappings), kind=kind)
 
 
 def _spans(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
@@ -211,18 +221,30 @@ def _spans(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
 
 
 def rebuild_mappings(build: Build) -> Batch:
-    """Map everything, writable where it will be filled; shared memory is mapped already."""
+    """Map everything, writable where it will be filled; shared memory is mapped already, and so is
+    what a child keeps of its parent's memory."""
     batch = Batch("map memory")
     memory = build.process.memory
     opened: dict[tuple[int, bool], Cell] = {}
     for mapping in memory.mappings:
-        if mapping.object is None:
-            _map(build, batch, mapping, opened)
-        _advise(batch, mapping)
+        for part in _new_parts(mapping, build.kept):
+            if mapping.object is None:
+                _map(build, batch, part, opened)
+            _advise(batch, part)
     for cell in opened.values():
         batch.call("close", cell)
     memory_policy.rebuild_of_areas(build, batch)
     return batch
+
+
+def _new_parts(mapping: Mapping, kept: Sequence[Run]) -> Iterator[Mapping]:
+    """What must be mapped of a mapping."""
+    if not kept:
+        yield mapping
+        return
+    for start, length in without([(mapping.start, mapping.end - mapping.start)], kept):
+        offset = mapping.offset + (start - mapping.start if mapping.file is not None else 0)
+        yield structs.replace(mapping, start=start, end=start + length, offset=offset)
 
 
 def _map(

@@ -68,18 +68,13 @@ def capture_identity(capture: Capture) -> Identity:
     if os.readlink(f"/proc/{pid}/root") != "/":
         capture.refuse("root directory", "was changed by chroot", "run without chroot")
     _refuse_strange(capture, status)
-    stat = procfs.stat(pid)
-    if int(stat[7 - 3]):
-        capture.report(
-            "controlling terminal", "replaced", "a restored process has none, or the restorer's"
-        )
     raw = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
     return Identity(
         pid=procfs.innermost(status["NSpid"]),
         ppid=_inner_parent(int(status["PPid"]), len(status["NSpid"].split())),
         pgid=procfs.innermost(status["NSpgid"]),
         sid=procfs.innermost(status["NSsid"]),
-        exit_signal=max(int(stat[38 - 3]), 0),
+        exit_signal=max(int(procfs.stat(pid)[38 - 3]), 0),
         executable=executable,
         file=max(file, 0),
         arguments=tuple(word.decode(errors="replace") for word in raw[:-1]),
@@ -139,7 +134,7 @@ def _mounts(pid: int) -> set[tuple[str, str]]:
     return {
         (f"{mount.device} {mount.root}", mount.place)
         for mount in mounts
-        if mount.place != "/proc"
+        if mount.place not in ("/proc", "/dev/pts")
         and not mount.place.startswith("/proc/")
         and private_folder.is_strange(mount, mounts)
     }

@@ -2,8 +2,8 @@
 segments (``system_v``), and files in ``/dev/shm`` (``dev_shm``).
 
 They show in ``/proc/PID/maps`` as ``NAME (deleted)`` with a device and an inode, by which several
-mappings and descriptors are found to be of the same object. Their content is read while the
-process is frozen: a forked copy shares them with the original.
+mappings and descriptors are found to be of the same object. A forked copy shares them with the
+original, so their content is read before the freeze, and what has changed since during it.
 
 A new shared anonymous object is given more than one mapping by ``mremap`` with an old size of 0,
 which duplicates a shared mapping (mremap(2)). A memfd or file is opened again, with flags of its
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from snapkernel import procfs
@@ -35,14 +37,16 @@ from snapkernel.constants import (
     PROT_READ,
     PROT_WRITE,
 )
-from snapkernel.errors import Finding
+from snapkernel.errors import Finding, TargetError
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
+from snapkernel.freeze.target import Memory
 from snapkernel.model import Content, Manifest, Mapping, Note, Process, Segment, SharedMemory
 from snapkernel.resources import dev_shm, private_folder, system_v, unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
-from snapkernel.resources.mapped_view import MappedSource, View, look
+from snapkernel.resources.mapped_view import MappedSource, View, look, offsets, present
 from snapkernel.resources.system_v import is_segment
+from snapkernel.store.early import Early
 
 SEAL_SEAL = 1
 NAMED_ANONYMOUS = "[anon_shmem:"
@@ -229,14 +233,71 @@ class FileSource:
             at += length
 
 
+class _Changing:
+    """A source that is read while it changes. What cannot be read any more becomes zeros: it is
+    looked at again."""
+
+    def __init__(self, source: FileSource | MappedSource) -> None:
+        self.source = source
+
+    def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+        """Fill the buffer."""
+        try:
+            self.source.read_into(runs, buffer)
+        except (OSError, TargetError):
+            buffer[:] = bytes(len(buffer))
+
+
+def save_early(capture: Capture) -> dict[tuple[str, int], Early]:
+    """Store what the objects of running processes hold now, by ``capture.save``.
+
+    Returns what spares the time of doing it again for what has not changed when they stand still.
+    """
+    return {key: _save_early(capture, known) for key, known in capture.objects.items()}
+
+
+def _save_early(capture: Capture, known: SharedObject) -> Early:
+    assert capture.save is not None
+    holder = known.holder or capture
+    early = Early()
+    with ExitStack() as stack:
+        try:
+            opened = _open(holder, known)
+            if opened is not None:
+                stack.callback(os.close, opened)
+                size = os.fstat(opened).st_size
+                if known.kind == "anonymous" and size:  # nobody can make it shorter
+                    early.view = memoryview(mmap.mmap(opened, size, prot=mmap.PROT_READ))
+                source: FileSource | MappedSource = FileSource(opened)
+                runs = _data_runs(opened, size)
+            else:
+                memory = stack.enter_context(closing(Memory(holder.pid)))
+                pieces = present(holder.pid, known.areas)
+                source, runs = MappedSource(memory, pieces), offsets(pieces)
+        except (OSError, TargetError):
+            return early  # it has gone meanwhile, or can only be read in the freeze
+        capture.save(_Changing(source), runs, early)
+    return early
+
+
 def save(capture: Capture) -> None:
     """Read the contents of all objects; their descriptors are open now."""
     found = sorted(capture.objects.values(), key=lambda known: known.index)
-    capture.shared_memory += [_record(known.holder or capture, known) for known in found]
+    keys = {known.index: key for key, known in capture.objects.items()}
+    capture.shared_memory += [
+        _record(known.holder or capture, known, capture.early.get(keys[known.index]))
+        for known in found
+    ]
 
 
-def _record(capture: Capture, known: SharedObject) -> SharedMemory:
+def _record(capture: Capture, known: SharedObject, early: Early | None) -> SharedMemory:
     opened = _open(capture, known)
+    if opened is None and known.link and not known.areas:
+        capture.refuse(
+            known.subject,
+            "cannot be opened for reading",
+            "close it, or take the snapshot as a user who may read it",
+        )
     try:
         content = Content()
         size, seals, mode, owner = known.extent, 0, 0, (0, 0)
@@ -251,13 +312,15 @@ def _record(capture: Capture, known: SharedObject) -> SharedMemory:
             if known.kind == "memfd":
                 seals = fcntl.fcntl(opened, F_GET_SEALS)
             if capture.save is not None:
-                content = capture.save(FileSource(opened), _data_runs(opened, size))
+                content = capture.save(FileSource(opened), _data_runs(opened, size), early)
         elif known.areas and capture.save is not None:
             view = look(capture, known)
             if known.kind != "anonymous" and not known.link:
                 size = view.end
             _tell_unseen(capture, known, view, size)
-            content = capture.save(MappedSource(capture, view.pieces), view.runs())
+            assert capture.target is not None
+            source = MappedSource(capture.target.memory, view.pieces)
+            content = capture.save(source, view.runs(), early)
         if known.segment is not None:
             size, mode = known.size, known.segment.permissions.mode
         return SharedMemory(
@@ -415,9 +478,7 @@ def rebuild_mappings(build: Build) -> Batch:
             _map_anonymous(build, batch, index, mappings)
             continue
         if record.segment is not None:
-            room = staged_size(build.manifest, index)
             system_v.rebuild_mappings(build, batch, record.segment, build.staging[index], mappings)
-            batch.call("munmap", build.staging[index], room)
             continue
         note, held = f"{record.kind} {record.name}", build.held_object(index)
         readers = [m for m in mappings if m.shared and "mw" not in m.flags]
@@ -441,7 +502,19 @@ def _map_anonymous(build: Build, batch: Batch, index: int, mappings: Sequence[Ma
         batch.call("mremap", at + mapping.offset, 0, size, flags, mapping.start, note=note)
         if mapping.protection != PROT_READ | PROT_WRITE:
             batch.call("mprotect", mapping.start, size, mapping.protection, note=note)
-    batch.call("munmap", at, staged_size(build.manifest, index))
+
+
+def staged(build: Build) -> list[tuple[int, int]]:
+    """Where objects without a descriptor are mapped meanwhile: start and length."""
+    return [(at, staged_size(build.manifest, index)) for index, at in build.staging.items()]
+
+
+def rebuild_unstaged(build: Build) -> Batch:
+    """When the process and all its children have mapped them."""
+    batch = Batch("unmap what was only mapped meanwhile")
+    for at, length in staged(build):
+        batch.call("munmap", at, length)
+    return batch
 
 
 def rebuild_seals(build: Build) -> Batch:

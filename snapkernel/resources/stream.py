@@ -3,7 +3,8 @@ file that cannot be opened again.
 
 Their other end cannot be saved. The restorer gives the process new ones, and they are matched by
 description, never by number: ipykernel moves its standard streams away and puts pipes of its own
-in their place.
+in their place. Only one that is read and written by several standard streams, as a terminal is, is
+taken apart, since the restorer's may lead to different places.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import os
 import socket
 import stat
 
+import msgspec
+
 from snapkernel.constants import F_DUPFD_CLOEXEC, F_SETFL
 from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.model import Stream
-from snapkernel.resources import pipe
+from snapkernel.resources import outer_terminal, pipe, terminal
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
 RECORDS = (Stream,)
+_STREAMS = ("standard input", "standard output", "standard error")
 
 
 def is_stream(capture: Capture, file: OpenFile, table: Table) -> bool:
@@ -28,18 +32,14 @@ def is_stream(capture: Capture, file: OpenFile, table: Table) -> bool:
     if file.only_path:
         return False
     if stat.S_ISCHR(mode):
-        masters = any(_is_master(other) for other in table.files)
-        return os.isatty(file.descriptor) and not _is_master(file) and not masters
+        if terminal.is_master(file) or not os.isatty(file.descriptor):
+            return False
+        return not terminal.recognises(file) or not terminal.has_master(file, table)
     if stat.S_ISSOCK(mode):
         return _is_foreign_pair(file, table)
     if file.is_regular and file.status.st_nlink:
         return min(file.numbers) <= 2 and not _can_open(capture, file)
     return pipe.is_external(file, table)
-
-
-def _is_master(file: OpenFile) -> bool:
-    """The controlling side of a pseudo-terminal (pts(4)): the terminal is of the process itself."""
-    return stat.S_ISCHR(file.status.st_mode) and file.status.st_rdev == os.makedev(5, 2)
 
 
 def _can_open(capture: Capture, file: OpenFile) -> bool:
@@ -68,10 +68,28 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> Stream:
     else:
         taken = sum(isinstance(d, Stream) and d.stream > 0 for d in capture.descriptions)
         number = min(1 + taken, 2)
+    settings = outer_terminal.capture(file)
+    and_settings = ", with these settings if that is a terminal" if settings else ""
     capture.report(
-        file.subject, "replaced", f"leads outside; comes back as standard stream {number}"
+        file.subject,
+        "replaced",
+        f"leads outside; comes back as {_STREAMS[number]} of the restorer{and_settings}",
     )
-    return Stream(flags=file.flags, stream=number, was=file.link)
+    return Stream(flags=file.flags, stream=number, was=file.link, settings=settings)
+
+
+def parts(capture: Capture, table: Table) -> dict[tuple[int, int], int]:
+    """Descriptions of their own for output and error where input can be written to and is all of
+    them: by description and descriptor number."""
+    found = {}
+    for index, record in enumerate(tuple(capture.descriptions)):
+        if not isinstance(record, Stream) or record.stream or record.flags & os.O_ACCMODE == 0:
+            continue
+        for number in (1, 2):
+            if any((n, i) == (number, index) for e in table.entries.values() for n, i, _ in e):
+                found[index, number] = len(capture.descriptions)
+                capture.descriptions.append(msgspec.structs.replace(record, stream=number))
+    return found
 
 
 def create(build: Build, batch: Batch, record: Stream, index: int) -> None:

@@ -18,12 +18,12 @@ from typing import NamedTuple, final
 from blake3 import blake3
 
 from snapkernel.errors import DamagedSnapshot
-from snapkernel.model import Content
+from snapkernel.model import CHUNK, Content
+from snapkernel.runs import Run, extend
 from snapkernel.store import pack
 from snapkernel.store.backend import MARGIN, Backend, MissingObject, StoredObject, new_buffer
 from snapkernel.store.codec import MAX_CHUNK, STORED, Decoder
 
-Run = tuple[int, int]
 Write = Callable[[list[Run], memoryview], None]
 
 _GROUP = 2 << 20
@@ -41,6 +41,10 @@ class Part(NamedTuple):
     codec: int
     id: bytes
     runs: list[Run]
+
+    def packed(self) -> bytes:
+        """As in ``Content.chunks``."""
+        return CHUNK.pack(self.id, self.pack, self.offset, self.stored, self.length, self.codec)
 
 
 class Group(NamedTuple):
@@ -100,11 +104,8 @@ def joined_runs(wanted: Sequence[Part]) -> list[Run]:
     """The runs of several chunks, in their order, joined where they touch."""
     joined: list[Run] = []
     for part in wanted:
-        for address, length in part.runs:
-            if joined and joined[-1][0] + joined[-1][1] == address:
-                joined[-1] = (joined[-1][0], joined[-1][1] + length)
-            else:
-                joined.append((address, length))
+        for run in part.runs:
+            extend(joined, *run)
     return joined
 
 
@@ -232,6 +233,10 @@ class Fetch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

@@ -8,6 +8,7 @@ are all the memory there is.
 
 from __future__ import annotations
 
+import bisect
 import mmap
 import os
 import threading
@@ -23,9 +24,11 @@ from snapkernel import procfs
 from snapkernel._native import ffi, lib
 from snapkernel.errors import StoreError
 from snapkernel.model import CHUNK, RUN, Content, Manifest
+from snapkernel.runs import Run, extend
 from snapkernel.store import manifest as manifests
 from snapkernel.store.backend import Backend, Buffer, MissingObject, put
 from snapkernel.store.codec import Encoder
+from snapkernel.store.early import Early, Stored
 from snapkernel.store.index import Index, write_index
 from snapkernel.store.pack import ROW, TARGET_SIZE, OpenPack, Pack, Place, object_name
 
@@ -42,9 +45,6 @@ _CACHED = 4
 """A snapshot of up to this part of the memory that is available goes through the page cache, whence
 it can be restored in a moment. A larger one goes around it: it would push out all else."""
 _MIN_PAGE = 4096
-
-Run = tuple[int, int]
-"""Address (or offset in a file) and length, in bytes."""
 
 
 class Source(Protocol):
@@ -64,13 +64,6 @@ class _Piece(NamedTuple):
     runs: list[Run]
     windows: list[int]
     length: int
-
-
-class _Result(NamedTuple):
-    """What became of a piece: the runs without zero pages, and a place for each window's rest."""
-
-    runs: list[Run]
-    places: list[Place]
 
 
 @final
@@ -141,6 +134,8 @@ class SnapshotWriter:
         *,
         page_size: int,
         progress: Callable[[int], None] | None = None,
+        early: Early | None = None,
+        whole: Sequence[tuple[int, int]] = (),
     ) -> Content:
         """Store the bytes of the runs, except for pages of zeros.
 
@@ -150,6 +145,9 @@ class SnapshotWriter:
                 lengths, except that of the last run.
             page_size: bytes, a power of two of at least 4096.
             progress: called with the number of bytes just dealt with, from one thread at a time.
+            early: what is known from storing the same source before, and what is found out now.
+            whole: ``(start, end)``, ascending and disjoint, where pages of zeros are stored too,
+                because without them something else would be there: the content of a file.
 
         Raises:
             StoreError: the store cannot be written. What the source raises is passed on.
@@ -159,13 +157,14 @@ class SnapshotWriter:
             raise StoreError(f"store {self._backend.url}", "this snapshot's writer has ended")
         if not _MIN_PAGE <= page_size <= WINDOW or page_size & (page_size - 1):
             raise ValueError(f"page size {page_size}")
-        results: dict[int, _Result] = {}
+        results: dict[int, Stored] = {}
         runs = list(runs)
         total = sum(length for _, length in runs)
         if total > 2 * _PLAIN:
             self._plain = 0
         self._large = total > procfs.available_memory() // _CACHED
-        pieces = _pieces(runs, page_size)
+        pieces = _pieces(runs, page_size, aligned=early is not None)
+        kept = _Ranges(whole)
         taking = threading.Lock()
 
         def take() -> _Piece | None:
@@ -177,7 +176,7 @@ class SnapshotWriter:
                 with self._lock:
                     worker = self._idle.pop() if self._idle else _Worker(self)
                 while piece:
-                    results[piece.number] = worker.process(source, piece, page_size)
+                    results[piece.number] = worker.process(source, piece, page_size, early, kept)
                     if progress:
                         with taking:
                             progress(piece.length)
@@ -207,11 +206,11 @@ class SnapshotWriter:
                 helper.exception()
             raise
 
-    def _content(self, results: Sequence[_Result]) -> Content:
+    def _content(self, results: Sequence[Stored]) -> Content:
         runs: list[Run] = []
         for result in results:
             for address, length in result.runs:
-                _extend(runs, address, length)
+                extend(runs, address, length)
         rows = []
         for result in results:
             for place in result.places:
@@ -336,6 +335,22 @@ class SnapshotWriter:
                 pass  # an error is on its way already; `gc` removes what is left
 
 
+class _Ranges:
+    """Ascending and disjoint ranges of addresses."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self._ranges = ranges
+        self._ends = [end for _, end in ranges]
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of them that are between two addresses."""
+        for at in range(bisect.bisect_right(self._ends, start), len(self._ranges)):
+            low, high = self._ranges[at]
+            if low >= end:
+                break
+            yield max(low, start), min(high, end)
+
+
 class _Worker:
     """One thread's buffers and what it does with a piece."""
 
@@ -346,10 +361,26 @@ class _Worker:
         self._map = bytearray(_PIECE // _MIN_PAGE)
         self._encoder = Encoder(writer.stay_plain)
 
-    def process(self, source: Source, piece: _Piece, page: int) -> _Result:
+    def process(
+        self, source: Source, piece: _Piece, page: int, early: Early | None, whole: _Ranges
+    ) -> Stored:
         """Read a piece, store what is new of it."""
-        source.read_into(piece.runs, self._memory[: piece.length])
-        runs, windows = self._drop_zeros(piece, page)
+        known = None if early is None else early.find(piece.runs)
+        if known is not None:
+            return known
+        data = self._memory[: piece.length]
+        source.read_into(piece.runs, data)
+        if early is None:
+            return self._store(piece, page, whole)
+        known = early.find(piece.runs, data)
+        if known is None:
+            mark = early.mark(data)
+            known = self._store(piece, page, whole)
+            early.keep(piece.runs, mark, known)
+        return known
+
+    def _store(self, piece: _Piece, page: int, whole: _Ranges) -> Stored:
+        runs, windows = self._drop_zeros(piece, page, whole)
         places = []
         batch: list[tuple[Place, int, Buffer]] = []
         start = 0
@@ -362,9 +393,9 @@ class _Worker:
                 batch.append((place, *self._encoder.encode(raw)))
         if batch:
             self._writer.append(batch)
-        return _Result(runs, places)
+        return Stored(runs, places)
 
-    def _drop_zeros(self, piece: _Piece, page: int) -> tuple[list[Run], list[int]]:
+    def _drop_zeros(self, piece: _Piece, page: int, whole: _Ranges) -> tuple[list[Run], list[int]]:
         """Move all other pages together; return their runs and the bytes left of each window."""
         pages = -(-piece.length // page)
         padding = pages * page - piece.length
@@ -372,6 +403,8 @@ class _Worker:
             self._memory[piece.length : pages * page] = bytes(padding)
         found = ffi.from_buffer(self._map)
         kept = lib.sk_nonzero_pages(self._address, pages, page, found)
+        if kept < pages:
+            kept += self._keep(piece, page, whole)
         if kept == pages:
             return piece.runs, piece.windows
         if kept == 0:
@@ -389,6 +422,18 @@ class _Worker:
             windows[-1] -= padding
         return list(self._runs_left(piece.runs, page)), windows
 
+    def _keep(self, piece: _Piece, page: int, whole: _Ranges) -> int:
+        """Mark the pages of zeros that are needed; how many there are."""
+        count = position = 0
+        for address, length in piece.runs:
+            for start, end in whole.within(address, address + length):
+                first = position + (start - address) // page
+                last = position + -(-(end - address) // page)
+                count += self._map.count(0, first, last)
+                self._map[first:last] = b"\1" * (last - first)
+            position += -(-length // page)
+        return count
+
     def _runs_left(self, runs: Sequence[Run], page: int) -> Iterator[Run]:
         position = 0
         for address, length in runs:
@@ -403,16 +448,9 @@ class _Worker:
             position = end
 
 
-def _extend(runs: list[Run], address: int, length: int) -> None:
-    """Append a run, joined with the one before where they touch."""
-    if runs and runs[-1][0] + runs[-1][1] == address:
-        runs[-1] = (runs[-1][0], runs[-1][1] + length)
-    else:
-        runs.append((address, length))
-
-
-def _pieces(runs: Iterable[Run], page_size: int) -> Iterator[_Piece]:
-    """Cut runs into pieces of whole windows."""
+def _pieces(runs: Iterable[Run], page_size: int, *, aligned: bool = False) -> Iterator[_Piece]:
+    """Cut runs into pieces of whole windows; where pieces are to be found again when the runs have
+    changed elsewhere, at multiples of their size."""
     number = size = end = 0
     window = -1
     taken: list[Run] = []
@@ -423,15 +461,16 @@ def _pieces(runs: Iterable[Run], page_size: int) -> Iterator[_Piece]:
         end = address + length
         while address < end:
             if address // WINDOW != window:
+                crossed = aligned and address // _PIECE != window * WINDOW // _PIECE
                 window = address // WINDOW
-                if size + WINDOW > _PIECE:
+                if size + WINDOW > _PIECE or (crossed and size):
                     yield _Piece(number, taken, windows, size)
                     number, size, taken, windows = number + 1, 0, [], []
                 windows.append(0)
             part = min(end, (window + 1) * WINDOW) - address
             windows[-1] += part
             size += part
-            _extend(taken, address, part)
+            extend(taken, address, part)
             address += part
     if size:
         yield _Piece(number, taken, windows, size)

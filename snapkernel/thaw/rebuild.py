@@ -1,9 +1,10 @@
 """The order in which a stub becomes the processes of the image.
 
 The rules behind it: the address space is empty before it is filled; what processes share is made
-in the first, before the others are forked from it; memory is there before the kernel is told of its
-layout; descriptors before threads, which share them; what needs a privilege before the
-credentials; timers last. Every thread is stopped until all is done.
+in the first, before the others are forked from it; a child that has memory in common with its
+parent is forked when that is filled; memory is there before the kernel is told of its layout;
+descriptors before threads, which share them; what needs a privilege before the credentials; timers
+last. Every thread is stopped until all is done.
 
 The steps are data: :func:`steps` makes them from the manifest alone, to be printed or run.
 """
@@ -22,6 +23,7 @@ from snapkernel.resources import (
     family,
     file_locks,
     file_owner,
+    inheritance,
     inotify,
     memory,
     memory_locks,
@@ -32,13 +34,14 @@ from snapkernel.resources import (
     signals,
     sockets,
     system_v,
+    terminal,
     threads,
     timers,
     vdso,
 )
 from snapkernel.resources.context import Build, Fill
-
-_LOWEST = 0x10000
+from snapkernel.resources.inheritance import LOWEST
+from snapkernel.runs import Run
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,14 @@ class Write:
 
 @dataclass(frozen=True)
 class FillAll:
-    """The private memory."""
+    """The private memory.
+
+    Attributes:
+        there: where pages of the parent are there already, of which the same are to stay.
+    """
 
     fill: Fill
+    there: Sequence[Run] = ()
 
 
 Step = (
@@ -88,6 +96,7 @@ Step = (
     | MakeThreads
     | Listen
     | sockets.Step
+    | terminal.Fill
     | Write
     | family.Fork
     | family.End
@@ -142,10 +151,15 @@ def steps(
     for index, listener in descriptors.listeners(first):
         yield pid, Listen(index, listener)
     yield from ((pid, step) for step in sockets.steps(first))
-    yield from family.steps(first.manifest)
-    for build, same in zip(builds, same_vdso, strict=True):
-        for step in _memory(build, same):
-            yield build.process.pid, step
+    yield from ((pid, step) for step in terminal.steps(first))
+    spaces = _Spaces(builds, same_vdso, agent)
+    for parent, birth in family.steps(builds, spaces.heirs):
+        if isinstance(birth, family.Fork) and birth.child.pid in spaces.heirs:
+            yield from spaces.filled(parent)
+        spaces.born(birth, parent)
+        yield parent, birth
+    for build in builds:
+        yield from spaces.filled(build.process.pid)
     yield pid, shared_memory.rebuild_seals(first)
     yield pid, system_v.rebuild_last(first)
     yield pid, private_folder.rebuild(first)
@@ -154,16 +168,62 @@ def steps(
             yield build.process.pid, step
 
 
-def _memory(build: Build, same_vdso: bool) -> Iterator[Step]:
-    yield shared_memory.rebuild_mappings(build)
-    yield memory.rebuild_mappings(build)
-    yield from _vdso(build, same_vdso)
-    yield FillAll(Fill("private memory", build.process.memory.content))
-    yield process.rebuild_layout(build)
-    yield memory.rebuild_protection(build)
+class _Spaces:
+    """The address spaces. Each is filled before a child is born that keeps some of it, and
+    otherwise when all are born: what is small is quickly forked.
+
+    Attributes:
+        heirs: pids of the children that inherit something.
+    """
+
+    def __init__(self, builds: Sequence[Build], same_vdso: Sequence[bool], agent: int) -> None:
+        self._builds = {build.process.pid: build for build in builds}
+        self._same_vdso = dict(zip(self._builds, same_vdso, strict=True))
+        self._agent = agent
+        self._filled: set[int] = set()
+        self._born_filled: set[int] = set()
+        self._inheritances = {
+            pid: inheritance.inherit(
+                self._builds[build.process.ppid].process.memory, build.process.memory
+            )
+            for pid, build in list(self._builds.items())[1:]
+            if build.process.memory.inherited
+        }
+        strangers = family.strangers(builds[0].manifest)
+        self.heirs = {pid for pid, found in self._inheritances.items() if found.kept} - strangers
+
+    def born(self, birth: family.Fork | family.End | Batch, parent: int) -> None:
+        """Remember that a child has its parent's memory, be it that of the parent's parent."""
+        if isinstance(birth, family.Fork) and parent in self._filled | self._born_filled:
+            self._born_filled.add(birth.child.pid)
+
+    def filled(self, pid: int) -> Iterator[tuple[int, Step]]:
+        """Make and fill the address space of a process, if that is not done yet."""
+        if pid in self._filled:
+            return
+        self._filled.add(pid)
+        build = self._builds[pid]
+        content = build.process.memory.content
+        there: Sequence[Run] = ()
+        if pid in self._born_filled:
+            dropped: Sequence[Run] = ()
+            if pid in self.heirs:
+                found = self._inheritances[pid]
+                build.kept, dropped, content = found.kept, found.dropped, found.rest
+                there = found.there
+            held = [(self._agent, SIZE), *shared_memory.staged(build)]
+            yield pid, inheritance.rebuild(build, dropped, held)
+        yield pid, shared_memory.rebuild_mappings(build)
+        yield pid, memory.rebuild_mappings(build)
+        for step in _vdso(build, self._same_vdso[pid]):
+            yield pid, step
+        yield pid, FillAll(Fill("private memory", content), there)
 
 
 def _rest(build: Build, own_namespace: bool, identity: bool) -> Iterator[Step]:
+    yield shared_memory.rebuild_unstaged(build)
+    yield process.rebuild_layout(build)
+    yield memory.rebuild_protection(build)
     yield process.rebuild_attributes(build)
     yield signals.rebuild_actions(build, build.architecture)
     yield descriptors.rebuild_place(build)
@@ -190,7 +250,7 @@ def _rest(build: Build, own_namespace: bool, identity: bool) -> Iterator[Step]:
 def _clear(build: Build, agent: int) -> Batch:
     """Unmap everything but the agent."""
     batch = Batch("clear the address space")
-    batch.call("munmap", _LOWEST, agent - _LOWEST)
+    batch.call("munmap", LOWEST, agent - LOWEST)
     above = agent + SIZE
     batch.call("munmap", above, build.architecture.task_size - above)
     return batch
@@ -231,7 +291,7 @@ def lines(step: Step) -> Iterator[str]:
     elif isinstance(step, Listen):
         where = f"{step.listener.address} port {step.listener.port}"
         yield f"-- listen on {where}, or another port if it is taken"
-    elif isinstance(step, sockets.Step):
+    elif isinstance(step, sockets.Step | terminal.Fill):
         yield from step.lines()
     else:
         yield f"-- write {len(step.data)} bytes at {step.address:#x}: {step.what}"

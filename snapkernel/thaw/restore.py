@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import gc
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +33,9 @@ from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
-from snapkernel.resources import descriptors, family, sockets, vdso
+from snapkernel.resources import descriptors, family, outer_terminal, sockets, terminal, vdso
 from snapkernel.resources.context import Build, Fill
+from snapkernel.runs import Run, common
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
 from snapkernel.thaw.stub import Spawn, Stub, needs_user_namespace
@@ -105,6 +108,7 @@ def restore(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    report: int | None = None,
     progress: Progress | None = None,
 ) -> RestoredProcess:
     """Bring a snapshot back to life. The same one may be restored many times, side by side.
@@ -116,6 +120,8 @@ def restore(
         connection_file: where to write a Jupyter kernel's connection file; by default a new one
             in Jupyter's runtime directory.
         stdio: descriptors that become the standard streams; by default /dev/null and a log file.
+        report: a unix(7) socket of type SOCK_SEQPACKET that gets a wait status, an ``int`` as of
+            waitpid(2), whenever the process stops, continues or ends.
         progress: is told how far it is.
 
     Raises:
@@ -129,6 +135,7 @@ def restore(
         lazy=lazy,
         connection_file=connection_file,
         stdio=stdio,
+        report=report,
         progress=progress,
     )
     return held.release()
@@ -164,6 +171,10 @@ class Held:
             target = self.targets[process.pid]
             target.stop_again = bool(process.stopped)
             target.release()
+        return self.process()
+
+    def process(self) -> RestoredProcess:
+        """What is known of it now; it does not run yet, or only just."""
         self.timings["running"] = time.perf_counter() - self.began
         notes = (*self.build.manifest.notes, *self.build.notes)
         return RestoredProcess(
@@ -186,6 +197,7 @@ def hold(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    report: int | None = None,
     progress: Progress | None = None,
 ) -> Held:
     """The same as :func:`restore`, short of letting the process run."""
@@ -201,16 +213,17 @@ def hold(
         streams.opened(manifest, stdio) as inherited,
     ):
         check.refuse_mismatches(manifest)
-        thaw = _Thaw(manifest, where, fetch, inherited, progress, began)
+        thaw = _Thaw(manifest, where, fetch, inherited, report, progress, began)
         held = thaw.run()
-    try:
-        if manifest.jupyter is not None:
-            path = Path(connection_file or streams.connection_path(manifest))
-            write_connection(path, manifest.jupyter, held.build.ports)
-            held.connection_file = path
-    except BaseException:
-        held.destroy()
-        raise
+        try:
+            if manifest.jupyter is not None:
+                path = Path(connection_file or streams.connection_path(manifest))
+                write_connection(path, manifest.jupyter, held.build.ports)
+                held.connection_file = path
+            held.build.notes += outer_terminal.rebuild(manifest, inherited, held.target.pid)
+        except BaseException:
+            held.destroy()
+            raise
     return held
 
 
@@ -303,13 +316,16 @@ class _Thaw:
         store: Store,
         fetch: Fetch,
         inherited: dict[int, int],
+        report: int | None,
         progress: Progress | None,
         began: float,
     ) -> None:
         self.manifest = manifest
         self.store = store
-        self.fetch = fetch
+        self._coming = {manifest.processes[0].pid: fetch}
+        self._to_send: deque[tuple[int, Content]] = deque()
         self.inherited = inherited
+        self.report = report
         self.progress = progress
         self.began = began
         self.timings: dict[str, float] = {}
@@ -325,7 +341,7 @@ class _Thaw:
         namespaces."""
         self.mark("checked")
         first = self.manifest.processes[0]
-        spawn = Spawn(self.manifest, list(self.inherited.values()))
+        spawn = Spawn(self.manifest, list(self.inherited.values()), self.report)
         try:
             build = Build(self.manifest, first, self.architecture, self.inherited)
             base, steps = _steps(build)
@@ -355,7 +371,14 @@ class _Thaw:
         first.install(call_site(stub.target.memory, areas))
         self.agents = {build.process.pid: first}
         for pid, step in steps:
-            self._do(build, self.agents[pid], pid, step)
+            if isinstance(step, rebuild.FillAll) and step.fill.content.length >= _SMALL:
+                self._to_send.append((pid, step.fill.content))
+        try:
+            for pid, step in steps:
+                self._do(build, self.agents[pid], pid, step)
+        finally:
+            for fetch in self._coming.values():
+                fetch.close()
         for process in self.manifest.processes:
             agent = self.agents[process.pid]
             agent.ignores_trap = process.actions.get(signal.SIGTRAP) == agent.trap_action()
@@ -383,7 +406,7 @@ class _Thaw:
             threads = self._process(pid).threads
             self._run(build, agent, step.batch, target.tids[threads.index(step.thread)])
         elif isinstance(step, rebuild.FillAll):
-            self._fill_all(pid, target, step.fill.content)
+            self._fill_all(pid, target, step)
         elif isinstance(step, Fill):
             self._fill(target, step)
         elif isinstance(step, rebuild.MakeThreads):
@@ -394,7 +417,7 @@ class _Thaw:
             self._fork(agent, step)
         elif isinstance(step, family.End):
             self._end(pid, step)
-        elif isinstance(step, sockets.Step):
+        elif isinstance(step, sockets.Step | terminal.Fill):
             step.run(build, agent)
         else:
             target.memory.write(step.address, step.data)
@@ -407,13 +430,22 @@ class _Thaw:
         agent.run(batch, tid)
         build.note_lost(batch)
 
-    def _fill_all(self, pid: int, target: Target, content: Content) -> None:
-        """Private memory; that of the first process is on its way already."""
-        if pid == self.manifest.processes[0].pid:
-            self._deliver(self.fetch, target, 0)
-        else:
-            with self.store.fetch(self.manifest, content) as fetch:
-                self._deliver(fetch, target, 0)
+    def _fill_all(self, pid: int, target: Target, step: rebuild.FillAll) -> None:
+        """Private memory; that of the first process is on its way already, and that of the next
+        large one is sent for before this one is written."""
+        while self._to_send and self._to_send[0][0] in (pid, *self._coming):
+            self._to_send.popleft()
+        fetch = self._coming.pop(pid, None)
+        content = step.fill.content
+        if fetch is None and content.length < _SMALL:
+            for address, data in self.store.read(self.manifest, content):
+                _write(target, [(address, len(data))], memoryview(data), step.there)
+            return
+        with fetch or self.store.fetch(self.manifest, content) as fetch:
+            if self._to_send:
+                following, content = self._to_send.popleft()
+                self._coming[following] = self.store.fetch(self.manifest, content)
+            self._deliver(fetch, target, there=step.there)
         self.mark("fill memory")
 
     def _fill(self, target: Target, step: Fill) -> None:
@@ -424,11 +456,13 @@ class _Thaw:
             with self.store.fetch(self.manifest, step.content) as fetch:
                 self._deliver(fetch, target, step.shift)
 
-    def _deliver(self, fetch: Fetch, target: Target, shift: int) -> None:
-        def write(runs: list[tuple[int, int]], data: memoryview) -> None:
+    def _deliver(
+        self, fetch: Fetch, target: Target, shift: int = 0, there: Sequence[Run] = ()
+    ) -> None:
+        def write(runs: list[Run], data: memoryview) -> None:
             if shift:
                 runs = [(address + shift, length) for address, length in runs]
-            target.memory.write_runs(runs, data)
+            _write(target, runs, data, there)
             self.done += len(data)
             if self.progress is not None:
                 self.progress("loading memory", self.done, self.manifest.memory_bytes)
@@ -514,6 +548,19 @@ class _Thaw:
             target.masks[tid] = thread.signal_mask
         with contextlib.suppress(OSError):
             Path(f"/proc/{target.pid}/oom_score_adj").write_text(str(process.oom_score_adj))
+
+
+def _write(target: Target, runs: list[Run], data: memoryview, there: Sequence[Run]) -> None:
+    """Write bytes; where something is there already, only what differs."""
+    if there:
+        first = min(address for address, _ in runs)
+        end = max(map(sum, runs))
+        at = bisect.bisect_right(there, (first, 1 << 64)) - 1
+        behind = bisect.bisect_left(there, (end, 0))
+        if any(common([(first, end - first)], there[max(at, 0) : behind])):
+            target.memory.write_changed(runs, data)
+            return
+    target.memory.write_runs(runs, data)
 
 
 __all__ = ["Held", "RestoredProcess", "hold", "plan", "restore"]

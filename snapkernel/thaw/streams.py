@@ -17,7 +17,8 @@ from snapkernel.model import Manifest, Stream
 def opened(manifest: Manifest, stdio: tuple[int, int, int] | None) -> Iterator[dict[int, int]]:
     """Descriptors of ours for the streams that the process needs, by stream.
 
-    Without ``stdio``: /dev/null for input, a log file for output and error.
+    Without ``stdio``: /dev/null for input, a log file for output and error. Who was in a terminal
+    may write to input as well.
 
     Raises:
         CannotRestore: the log file cannot be written.
@@ -30,7 +31,7 @@ def opened(manifest: Manifest, stdio: tuple[int, int, int] | None) -> Iterator[d
             if stdio is not None:
                 descriptor = os.dup(stdio[stream])
             elif stream == 0:
-                descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             else:
                 descriptor = os.dup(found[1]) if 1 in found else _log(manifest)
             found[stream] = descriptor

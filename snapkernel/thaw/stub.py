@@ -79,16 +79,18 @@ def has_time_namespaces() -> bool:
 class Spawn:
     """A stub that is being made: there is time for other things until it is needed."""
 
-    def __init__(self, manifest: Manifest, streams: Sequence[int]) -> None:
-        """Start kernel-init, for the first process of a snapshot."""
+    def __init__(self, manifest: Manifest, streams: Sequence[int], report: int | None) -> None:
+        """Start kernel-init, for the first process of a snapshot; the socket ``report`` is told
+        what becomes of it."""
+        told = [] if report is None else [report]
         self._own = needs_user_namespace()
         private_folder.make_missing(manifest)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(manifest, theirs.fileno(), streams, self._own),
-                pass_fds=(theirs.fileno(), *streams),
+                _command(manifest, theirs.fileno(), streams, self._own, report),
+                pass_fds=(theirs.fileno(), *streams, *told),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -126,7 +128,9 @@ class Spawn:
             self._control.close()
 
 
-def _command(manifest: Manifest, control: int, streams: Sequence[int], own: bool) -> list[str]:
+def _command(
+    manifest: Manifest, control: int, streams: Sequence[int], own: bool, report: int | None
+) -> list[str]:
     process, clocks = manifest.processes[0], manifest.clocks
     command = [str(LIBEXEC / "kernel-init"), "--control", str(control)]
     for name in ("pid", "ppid", "sid", "pgid"):
@@ -141,6 +145,8 @@ def _command(manifest: Manifest, control: int, streams: Sequence[int], own: bool
         command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
     command += ["--ipc"] if manifest.ipc is not None else []
     command += private_folder.arguments(manifest)
+    command += ["--terminals"] if manifest.terminals else []
+    command += [] if report is None else ["--report", str(report)]
     for stream in sorted(set(streams)):
         command += ["--keep", str(stream)]
     return [*command, str(LIBEXEC / "stub")]

@@ -37,6 +37,8 @@ _DESCRIPTIONS: list[dict[str, Any]] = [
     {"kind": "unix", "type": 1, "peer": 10},
     {"kind": "tcp-listener", "family": 2, "address": "127.0.0.1", "port": 8888, "backlog": 5},
     {"kind": "closed-socket", "family": 2, "type": 1, "was": "a connection"},
+    {"kind": "terminal", "terminal": 0, "flags": os.O_RDWR},
+    {"kind": "terminal", "terminal": 0, "flags": os.O_RDWR, "master": True, "path": "/dev/ptmx"},
 ]
 
 
@@ -101,6 +103,7 @@ def manifest() -> dict[str, Any]:
             | {"setting": bytes(32)}
         ],
         "limits": {7: [1024, 4096], 3: [-1, -1]},
+        "terminal": 0,
     }
     return {
         "schema": SCHEMA,
@@ -121,6 +124,10 @@ def manifest() -> dict[str, Any]:
         "processes": [process],
         "descriptions": _DESCRIPTIONS,
         "pipes": [{"size": 65536, "data": [b"waits"]}],
+        "terminals": [
+            {"number": 1, "settings": bytes(44), "foreground": 7}
+            | {"typed": [b"line\n", b""], "unfinished": b"beg", "printed": b"output"}
+        ],
         "shared_memory": [
             {"kind": "anonymous", "size": PAGE},
             {"kind": "memfd", "name": "m", "size": 9, "mode": 0o600},

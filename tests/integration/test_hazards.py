@@ -280,8 +280,23 @@ def refused_by_name(pid: int, name: str, store: str) -> None:
     assert Store.open(store, create=True).list() == []
 
 
-def test_terminal_master(tmp_path: Path, store: str) -> None:
-    with start(hazard("terminal_master"), tmp_path) as process:
+def test_terminal_of_another(tmp_path: Path, store: str) -> None:
+    """A process outside works in a terminal whose master is in the process."""
+    with start(hazard("terminal_of_another"), tmp_path) as process:
+        name = process.seen[0].removeprefix("terminal ")
+        slave = os.open(name, os.O_RDWR | os.O_NOCTTY)
+        try:
+            refused_by_name(pid_of(process), f"process {os.getpid()}", store)
+        finally:
+            os.close(slave)
+        assert snapkernel.checkpoint(pid_of(process), store=store).id
+        assert process.verdict() == "ok"
+
+
+@pytest.mark.parametrize("state", ["news", "full"])
+def test_terminal_that_cannot_be_copied(state: str, tmp_path: Path, store: str) -> None:
+    """What waits in it could not be given back."""
+    with start(hazard(f"terminal_{state}"), tmp_path) as process:
         refused_by_name(pid_of(process), "terminal", store)
         assert process.verdict() == "ok"
 

@@ -98,6 +98,13 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
                 "network.multicast",
                 "network.udp_options",
                 "network.udp_shared_port",
+                "sessions.hang_up",
+                "sessions.jobs",
+                "sessions.own_terminal",
+                "terminals.terminal_bytes_waiting",
+                "terminals.terminal_controlling",
+                "terminals.terminal_numbers",
+                "terminals.terminal_packets",
                 "threads.identities",
                 "signal_pending",
                 "timer_posix",
@@ -108,12 +115,26 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
             )
         ],
         [
+            "integration/test_foreground.py::test_stop_and_continue",
+            "integration/test_foreground.py::test_stop_that_is_handled",
+            "integration/test_foreground.py::test_stop_without_a_shell",
+            "integration/test_foreground.py::test_interrupt",
+            "integration/test_foreground.py::test_interrupt_reaches_children",
+            "integration/test_foreground.py::test_window",
+            "integration/test_foreground.py::test_death[SIGTERM]",
+            "integration/test_foreground.py::test_hang_up",
+            "integration/test_kernel_terminals.py::test_command_in_a_kernel_that_is_stopped",
+            "integration/test_kernel_terminals.py::test_dialogue[live]",
+            "integration/test_outer_terminal.py::test_the_prompt_answers",
+            "integration/test_outer_terminal.py::test_in_no_terminal",
+        ],
+        [
             "faults/test_fault_targets.py::test_of_another_user",
             "faults/test_fault_targets.py::test_no_room_for_a_child",
             "faults/test_fault_stores.py::test_small_disks_of_a_user",
         ],
     ],
-    ids=["kernels", "programs", "faults"],
+    ids=["kernels", "programs", "terminals", "faults"],
 )
 def test_as_a_user(tests: list[str], home: Path) -> None:
     done = run_as_nobody(home, *tests)

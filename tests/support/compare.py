@@ -162,6 +162,7 @@ def _compare_files(
     compare(
         "shared descriptions", [shared.index(n) for n in shared], [others.index(n) for n in others]
     )
+    compare("terminals", manifest.terminals, tuple(second.capture.terminals))
     compare(
         "pipes",
         [(p.size, p.data) for p in manifest.pipes],

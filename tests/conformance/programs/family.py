@@ -13,7 +13,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
-from protocol import PATIENCE, call, expect, main, pattern, program
+from areas import PAGE, READ, Area, call
+from protocol import PATIENCE, expect, main, pattern, program
 
 
 @contextlib.contextmanager
@@ -433,6 +434,83 @@ def multiprocessing_pool():
         expect("before", pool.map(square, range(10)), [n * n for n in range(10)])
         yield
         expect("after", pool.map(square, range(100)), [n * n for n in range(100)])
+
+
+def pss(pids):
+    """Kilobytes that processes take, where a page that n of them have counts for 1/n in each."""
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            total += sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+    return total
+
+
+@program
+def copy_on_write():
+    """Memory that a child and a grandchild have from their parent is there once, until one of them
+    writes to it; and each has its own in all that it has changed since: written, zeroed, dropped,
+    unmapped, protected, and added to the heap."""
+    size = 256 * PAGE
+    common = Area(32 << 20)
+    common.write(pattern(32 << 20))
+    changed = Area(size)
+    changed.write(pattern(size))
+    small = [bytes([n % 251]) * 600 for n in range(10000)]
+
+    def change(area, mark):
+        area.write(mark * PAGE, 3 * PAGE)
+        area.write(bytes(PAGE), 5 * PAGE)
+        area.advise(mmap.MADV_DONTNEED, 7 * PAGE, PAGE)
+        call("munmap", area.address + 9 * PAGE, PAGE)
+        call("mprotect", area.address + 11 * PAGE, PAGE, READ)
+
+    def check(area, mark):
+        expected = bytearray(pattern(size))
+        expected[3 * PAGE : 4 * PAGE] = mark * PAGE
+        expected[5 * PAGE : 6 * PAGE] = expected[7 * PAGE : 8 * PAGE] = bytes(PAGE)
+        for page in range(size // PAGE):
+            if page == 9:
+                assert not area.readable(page * PAGE), "an unmapped page can be read"
+            else:
+                there = area.read(PAGE, page * PAGE)
+                expect(f"page {page}", there == expected[page * PAGE : (page + 1) * PAGE], True)
+        expect("common", common.read() == pattern(32 << 20), True)
+        expect("heap", all(small[n] == bytes([n % 251]) * 600 for n in range(10000)), True)
+
+    def grandchild(end):
+        end.send(b"ready")
+        end.recv(100)
+        check(changed, b"c")
+        end.send(b"right")
+        end.recv(100)
+
+    def action(end):
+        change(changed, b"c")
+        small.extend([b"more" * 100] * 2000)
+        with child(grandchild) as (pid, below):
+            end.send(b"ready")
+            end.recv(100)
+            check(changed, b"c")
+            expect("heap of the child", small[10000:] == [b"more" * 100] * 2000, True)
+            below.send(b"go")
+            end.send(below.recv(100))
+            end.send(struct.pack("=i", pid))
+            end.recv(100)
+
+    with child(action) as (pid, end):
+        changed.write(b"p" * PAGE, 20 * PAGE)
+        yield
+        end.send(b"go")
+        expect("grandchild", end.recv(100), b"right")
+        below = struct.unpack("=i", end.recv(100))[0]
+        expected = bytearray(pattern(size))
+        expected[20 * PAGE : 21 * PAGE] = b"p" * PAGE
+        expect("memory of the parent", changed.read() == expected, True)
+        taken = pss([os.getpid(), pid, below])
+        assert taken < 110 << 10, f"the three take {taken} kB"
+        common.write(b"parent")
+        expect("written", common.read(6), b"parent")
+        end.send(b"end")
 
 
 if __name__ == "__main__":

@@ -150,6 +150,26 @@ def private_file():
 
 
 @program
+def private_file_with_zeros():
+    """A page of zeros over a file's bytes is not the file's page, which would be there without
+    it; so it is with a memfd that is mapped privately."""
+    with open("zeros", "wb") as file:
+        file.write(pattern(8 * PAGE))
+    memory = os.memfd_create("zeros")
+    os.write(memory, pattern(8 * PAGE))
+    with open("zeros", "rb") as file:
+        areas = [Area(8 * PAGE, fd=fd, flags=PRIVATE) for fd in (file.fileno(), memory)]
+    for area in areas:
+        area.write(bytes(2 * PAGE), 3 * PAGE)
+        area.write(b"written", 6 * PAGE)
+    yield
+    expected = pattern(3 * PAGE) + bytes(2 * PAGE) + pattern(8 * PAGE)[5 * PAGE :]
+    expected = expected[: 6 * PAGE] + b"written" + expected[6 * PAGE + 7 :]
+    for area in areas:
+        expect("content", area.read(8 * PAGE) == expected, True)
+
+
+@program
 def private_file_beyond_end():
     """A mapping that is longer than its file: the last page is zero-filled, more is not there."""
     with open("short", "wb") as file:

@@ -6,11 +6,14 @@ import errno
 import fcntl
 import os
 import resource
+import select
 import signal
 import socket
 import struct
 import sys
+import termios
 import threading
+import tty
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "conformance" / "programs"))
@@ -171,14 +174,35 @@ def watch_with_a_high_number():
 
 
 @program
-def terminal_master():
+def terminal_of_another():
     master, slave = os.openpty()
-    name = os.ttyname(slave)
+    print("terminal", os.ttyname(slave), flush=True)
     os.close(slave)
     yield
-    slave = os.open(name, os.O_RDWR | os.O_NOCTTY)
-    os.write(slave, b"typed")
-    expect("through the terminal", os.read(master, 100), b"typed")
+    expect("it is closed again", select.select([master], [], [], 0)[0], [master])
+
+
+@program
+def terminal_news():
+    """Packet mode tells of a change before it gives data."""
+    master, slave = os.openpty()
+    fcntl.ioctl(master, termios.TIOCPKT, struct.pack("i", 1))
+    termios.tcflush(slave, termios.TCIFLUSH)
+    yield
+    expect("news", os.read(master, 100), bytes([termios.TIOCPKT_FLUSHREAD]))
+
+
+@program
+def terminal_full():
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    typed = bytes(range(256)) * 17
+    os.write(master, typed)
+    yield
+    found = b""
+    while len(found) < len(typed):
+        found += os.read(slave, 10_000)
+    expect("typed", found == typed, True)
 
 
 @program

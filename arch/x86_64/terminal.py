@@ -1,0 +1,23 @@
+"""Requests of ioctl(2) on terminals (ioctl_tty(2), <asm/ioctls.h>)."""
+
+TERMINAL_REQUESTS = {
+    "FIONREAD": 0x541B,
+    "TCGETS2": 0x802C542A,
+    "TCSETS2": 0x402C542B,
+    "TIOCEXCL": 0x540C,
+    "TIOCGDEV": 0x80045432,
+    "TIOCGETD": 0x5424,
+    "TIOCGEXCL": 0x80045440,
+    "TIOCGPGRP": 0x540F,
+    "TIOCGPKT": 0x80045438,
+    "TIOCGPTLCK": 0x80045439,
+    "TIOCGPTPEER": 0x5441,
+    "TIOCGSID": 0x5429,
+    "TIOCGWINSZ": 0x5413,
+    "TIOCNOTTY": 0x5422,
+    "TIOCPKT": 0x5420,
+    "TIOCSCTTY": 0x540E,
+    "TIOCSPGRP": 0x5410,
+    "TIOCSPTLCK": 0x40045431,
+    "TIOCSWINSZ": 0x5414,
+}
