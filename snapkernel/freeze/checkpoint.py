@@ -37,7 +37,14 @@ from snapkernel.freeze.target import Memory, Target
 from snapkernel.freeze.tree import freeze_tree
 from snapkernel.jupyter.connection import connection_of
 from snapkernel.model import RUN, SCHEMA, CarriedFile, Content, Host, Manifest, Note, Zombie
-from snapkernel.resources import carried_file, memory, process, shared_memory, threads
+from snapkernel.resources import (
+    carried_file,
+    memory,
+    memory_policy,
+    process,
+    shared_memory,
+    threads,
+)
 from snapkernel.resources.context import Capture
 from snapkernel.resources.file_choice import NOTHING, Choice
 from snapkernel.store import SnapshotWriter, Source, Store, check_name
@@ -238,6 +245,7 @@ class _Part(looking.Frozen):
 
     Attributes:
         flags: VmFlags of its mappings.
+        policies: NUMA policies of its mappings.
         may_be_unforked: some mappings may be kept from forked children.
         fork: its hidden copy in the making.
         copy: its hidden copy.
@@ -245,6 +253,7 @@ class _Part(looking.Frozen):
     """
 
     flags: memory.Flags = field(kw_only=True)
+    policies: memory_policy.Policies = field(kw_only=True)
     may_be_unforked: bool = field(kw_only=True)
     fork: live.Fork | None = None
     copy: live.Copy | None = None
@@ -345,7 +354,7 @@ class _Shot:
             for part in self.parts:
                 part.capture.alive = part.copy.target.pid if part.copy is not None else 0
                 parent = areas.get(part.process.ppid)
-                part.process = looking.mappings(part, part.flags, parent)
+                part.process = looking.mappings(part, part.flags, part.policies, parent)
             self._store_files(runs_on=bool(copies))
             self._store_memory()
         self.mark("stored")
@@ -400,11 +409,14 @@ class _Shot:
             areas = look.areas_now(target.pid)
         changed = look is None or areas is not look.areas
         flags = {} if look is None else look.flags
+        policies = {} if look is None else look.policies
         if changed and any(memory.key(area) not in flags for area in areas):
             flags = memory.read_flags(target.pid)
+            if look is None or policies:  # the rule is that there are none
+                policies = memory_policy.of_areas(target.pid, areas)
         agent = looking.install_agent(target, areas, look)
         unforked = changed or look is None or look.unforked
-        return _Part(target, agent, areas, flags=flags, may_be_unforked=unforked)
+        return _Part(target, agent, areas, flags=flags, policies=policies, may_be_unforked=unforked)
 
     def _begin_fork(self, frozen: looking.Frozen) -> None:
         """Have the kernel make a hidden copy, while other things are looked at."""
@@ -543,12 +555,14 @@ class _Shot:
             pipes=tuple(capture.pipes),
             terminals=tuple(capture.terminals),
             shared_memory=tuple(capture.shared_memory),
+            shared_folders=tuple(capture.shared_folders),
+            ipc=capture.ipc,
             files=tuple(capture.files),
             carried=tuple(self.carried),
             memory_bytes=sum(part.process.memory.content.length for part in self.parts) + shared,
             pause_s=self.pause,
             jupyter=connection,
-            notes=(*capture.notes, *self.notes),
+            notes=(*capture.notes, *self.notes, *self.survey.left_out),
         )
 
 

@@ -384,12 +384,7 @@ class _Thaw:
         self.mark("checked")
         first = self.manifest.processes[0]
         spawn = Spawn(
-            first,
-            self.manifest.clocks,
-            list(self.inherited.values()),
-            terminals=bool(self.manifest.terminals),
-            report=self.report,
-            connection_file=self.connection_file,
+            self.manifest, list(self.inherited.values()), self.report, self.connection_file
         )
         try:
             faults.reached("kernel-init is started")

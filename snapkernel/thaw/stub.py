@@ -25,7 +25,8 @@ from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Target
 from snapkernel.jupyter.connection import restored_with
-from snapkernel.model import Clocks, Process
+from snapkernel.model import Manifest
+from snapkernel.resources import private_folder
 from snapkernel.thaw import namespaces
 
 _OPTIONS = (
@@ -114,34 +115,22 @@ class Spawn:
 
     def __init__(
         self,
-        process: Process,
-        clocks: Clocks,
+        manifest: Manifest,
         streams: Sequence[int],
-        *,
-        terminals: bool,
         report: int | None,
         connection_file: Path | None = None,
     ) -> None:
-        """Start kernel-init; the clocks in its namespaces go on from ``clocks``, and there are
-        pseudo-terminals of its own if ``terminals``. The socket ``report`` is told what becomes of
-        the process; the environment of kernel-init says where its connection file will be."""
+        """Start kernel-init, for the first process of a snapshot; the socket ``report`` is told
+        what becomes of it, and the environment says where its connection file will be."""
         told = [] if report is None else [report]
         self._own = needs_user_namespace()
         self._files = Files()
+        private_folder.make_missing(manifest)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(
-                    process,
-                    clocks,
-                    theirs.fileno(),
-                    self._files.theirs,
-                    streams,
-                    self._own,
-                    terminals,
-                    report,
-                ),
+                _command(manifest, theirs.fileno(), self._files.theirs, streams, self._own, report),
                 pass_fds=(theirs.fileno(), self._files.theirs, *streams, *told),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -189,15 +178,14 @@ class Spawn:
 
 
 def _command(
-    process: Process,
-    clocks: Clocks,
+    manifest: Manifest,
     control: int,
     files: int,
     streams: Sequence[int],
     own: bool,
-    terminals: bool,
     report: int | None,
 ) -> list[str]:
+    process, clocks = manifest.processes[0], manifest.clocks
     command = [str(LIBEXEC / "kernel-init"), "--control", str(control), "--files", str(files)]
     for name in ("pid", "ppid", "sid", "pgid"):
         command += [f"--{name}", str(getattr(process, name))]
@@ -209,10 +197,10 @@ def _command(
     if has_time_namespaces():
         command += ["--monotonic", _offset(clocks.monotonic_ns, time.CLOCK_MONOTONIC, "monotonic")]
         command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
-    if terminals:
-        command.append("--terminals")
-    if report is not None:
-        command += ["--report", str(report)]
+    command += ["--ipc"] if manifest.ipc is not None else []
+    command += private_folder.arguments(manifest)
+    command += ["--terminals"] if manifest.terminals else []
+    command += [] if report is None else ["--report", str(report)]
     for stream in sorted(set(streams)):
         command += ["--keep", str(stream)]
     return [*command, str(LIBEXEC / "stub")]
