@@ -3,6 +3,7 @@
 # make bench   run the benchmarks: a table and a plot in benchmarks/results/
 # make lint    check style, types and formatting
 # make soak    take two processes through hundreds of generations, and print what they hold
+# make faults  fail, and be killed, at every step and at random instants, of kernels as well
 # make fuzz    feed wrong bytes to every reader, for longer than the tests do
 # make conformance   make docs/conformance.md anew
 # make clean   remove everything that these targets made
@@ -23,7 +24,7 @@ c_files := $(shell find native arch -name '*.[ch]')
 # What the tests need beside the package: extras of pyproject.toml.
 test_extras := test,torch,kernels
 
-.PHONY: demo test bench lint soak fuzz conformance clean
+.PHONY: demo test bench lint soak faults fuzz conformance clean
 
 demo: $(VENV)/installed-benchmark
 	$(VENV)/bin/python notebooks/demo.py
@@ -45,6 +46,9 @@ lint: $(VENV)/installed-lint
 
 soak: $(VENV)/installed-$(test_extras)
 	SNAPKERNEL_SOAK=500 PYTHONSAFEPATH=1 $(VENV)/bin/pytest -s tests/soak
+
+faults: $(VENV)/installed-$(test_extras)
+	SNAPKERNEL_FAULTS=200 PYTHONSAFEPATH=1 $(VENV)/bin/pytest tests/faults/test_fault_steps.py
 
 fuzz: $(VENV)/installed-$(test_extras)
 	SNAPKERNEL_FUZZ=20 PYTHONSAFEPATH=1 $(VENV)/bin/pytest --timeout=3000 tests/fuzz

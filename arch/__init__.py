@@ -15,6 +15,10 @@ MACHINES = {"x86_64": "x86_64"}
 """Folder of this package by ``uname -m``."""
 
 
+Back = tuple[int, int]
+"""A signal frame, and code that makes rt_sigreturn(2) with it, by their addresses."""
+
+
 class Architecture(ABC):
     """The facts of one processor architecture under Linux.
 
@@ -31,6 +35,10 @@ class Architecture(ABC):
     terminal_requests: Mapping[str, int]
     """Numbers of the requests of ioctl(2) on terminals, by name."""
     system_call_instruction: bytes
+    call_and_return: bytes
+    """A system call instruction and the return from a function."""
+    signal_return: tuple[bytes, ...]
+    """Instructions that make rt_sigreturn(2), as C libraries have them; any of these."""
     task_size: int
     """End of the addresses that a process may map."""
     sigaction_size: int
@@ -50,13 +58,22 @@ class Architecture(ABC):
 
     @abstractmethod
     def for_call(
-        self, registers: bytes, address: int, number: int, arguments: tuple[int, ...]
+        self,
+        registers: bytes,
+        address: int,
+        number: int,
+        arguments: tuple[int, ...],
+        back: Back | None = None,
     ) -> bytes:
-        """A copy that makes one system call at the system call instruction at ``address``."""
+        """A copy that makes one system call at the system call instruction at ``address``. With
+        ``back``, a return follows there, and leads through that signal frame."""
 
     @abstractmethod
-    def for_agent(self, registers: bytes, address: int, stack: int, argument: int) -> bytes:
-        """A copy that runs a C function at ``address`` with one argument and a fresh stack."""
+    def for_agent(
+        self, registers: bytes, address: int, stack: int, argument: int, back: Back | None = None
+    ) -> bytes:
+        """A copy that runs a C function at ``address`` with one argument and a fresh stack; with
+        ``back``, the stack is below that signal frame, and the function returns through it."""
 
     @abstractmethod
     def call_result(self, registers: bytes) -> int:
@@ -83,8 +100,37 @@ class Architecture(ABC):
         """
 
     @abstractmethod
-    def get_vector(self, tid: int) -> dict[str, bytes]:
-        """Floating point and vector state of a stopped thread, by component."""
+    def resumed(self, registers: bytes, read: Callable[[int, int], bytes]) -> bytes:
+        """A copy as after the kernel has dealt with an interrupted system call: nothing is left
+        for it to do, whoever loads these registers. ``read(address, length)`` reads memory."""
+
+    @abstractmethod
+    def vector_regset(self, tid: int) -> bytes:
+        """Floating point and vector state of a stopped thread, as the kernel gives it."""
+
+    @abstractmethod
+    def free_stack(self, registers: bytes) -> int:
+        """The address below which a signal handler could have its stack."""
+
+    @abstractmethod
+    def frame_size(self, state: bytes) -> int:
+        """The most bytes of a signal frame with this vector state (may be empty)."""
+
+    @abstractmethod
+    def frame_place(self, top: int, size: int) -> int:
+        """Where a signal frame of that size lies that ends below ``top``, and below which a
+        function may have its stack."""
+
+    @abstractmethod
+    def signal_frame(
+        self, registers: bytes, mask: int, state: bytes, address: int, signal_return: int
+    ) -> bytes:
+        """The memory at ``address`` by which the code at ``signal_return`` gives a thread these
+        registers, this signal mask and this vector state (the initial one where it is empty)."""
+
+    @abstractmethod
+    def get_vector(self, tid: int, regset: bytes) -> dict[str, bytes]:
+        """What is in a thread's ``vector_regset``, by component."""
 
     @abstractmethod
     def set_vector(self, tid: int, components: Mapping[str, bytes]) -> None:

@@ -1,6 +1,6 @@
 /* The kernel-init: pid 1 of a restored process's pid namespace, and its parent.
  *
- *   kernel-init --control FD --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
+ *   kernel-init --control FD --files FD --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
  *               [--gid-map "IN OUT"] [--monotonic "SEC NSEC"] [--boottime "SEC NSEC"]
  *               [--bounding HEX] [--terminals] [--report FD] [--keep FD]... STUB
  *
@@ -17,7 +17,11 @@
  *    then kills whatever is left in the namespace. Over the report socket the parent sends a wait
  *    status (an int, waitpid(2)) whenever the restored process stops, continues or ends.
  *
- * A failure is sent as "error STEP: TEXT". */
+ * A failure is sent as "error STEP: TEXT".
+ *
+ * From the pipe of --files the parent of pid 1 learns, when all has ended, which files the driver
+ * has made for the restored process: paths, each with a zero byte behind it. It removes them,
+ * unless the last one is empty: then the process ran, and they are its own. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -46,7 +50,7 @@
 
 enum { MAX_KEEP = 64, CAP_WORDS = 2 };
 
-static int control = -1, report = -1;
+static int control = -1, report = -1, files = -1;
 static volatile pid_t forward_to;
 
 static struct {
@@ -104,7 +108,9 @@ static void close_everything_but(int kept) {
   control = -1;
   for (int fd = 0; fd < 3; fd++)
     close(fd);
-  if (kept < 3 || (kept > 3 && syscall(SYS_close_range, 3, kept - 1, 0)) ||
+  if (kept < 3)
+    kept = 2;
+  if ((kept > 3 && syscall(SYS_close_range, 3, kept - 1, 0)) ||
       syscall(SYS_close_range, kept + 1, ~0U, 0))
     for (int fd = 3; fd < 65536; fd++)
       if (fd != kept)
@@ -114,6 +120,22 @@ static void close_everything_but(int kept) {
     (void)!dup(0);
     (void)!dup(0);
   }
+}
+
+/* Remove what the driver has made for a process that never ran. */
+static void remove_files(void) {
+  static char paths[1 << 16];
+  size_t length = 0;
+  ssize_t more;
+  if (files < 0 || fcntl(files, F_SETFL, O_NONBLOCK))
+    return;
+  while (length < sizeof paths - 1 &&
+         (more = read(files, paths + length, sizeof paths - 1 - length)) > 0)
+    length += (size_t)more;
+  if (length == 0 || paths[length - 1] || length == 1 || !paths[length - 2])
+    return;
+  for (char *path = paths; path < paths + length; path += strlen(path) + 1)
+    unlink(path);
 }
 
 /* Reap until `child` ends; return its status as an exit code. Report what becomes of it. */
@@ -278,10 +300,11 @@ static void parse(int count, char **words) {
       {"sid", 1, NULL, 's'},      {"pgid", 1, NULL, 'g'},      {"uid-map", 1, NULL, 'u'},
       {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'}, {"boottime", 1, NULL, 'b'},
       {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {"terminals", 0, NULL, 't'},
-      {"report", 1, NULL, 'r'},   {NULL, 0, NULL, 0}};
+      {"report", 1, NULL, 'r'},   {"files", 1, NULL, 'f'},     {NULL, 0, NULL, 0}};
   for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;)
     switch (option) {
     case 'c': control = atoi(optarg); break;
+    case 'f': files = atoi(optarg); break;
     case 'p': want.pid = atoi(optarg); break;
     case 'P': want.ppid = atoi(optarg); break;
     case 's': want.sid = atoi(optarg); break;
@@ -300,8 +323,8 @@ static void parse(int count, char **words) {
       break;
     default: exit(2);
     }
-  if (optind != count - 1 || control < 0 || want.pid < 2 || !want.uid_map != !want.gid_map ||
-      !want.monotonic != !want.boottime) {
+  if (optind != count - 1 || control < 0 || files < 3 || want.pid < 2 ||
+      !want.uid_map != !want.gid_map || !want.monotonic != !want.boottime) {
     fputs("kernel-init: started by snapkernel, not by hand\n", stderr);
     exit(2);
   }
@@ -317,6 +340,8 @@ int main(int count, char **words) {
   if (init == 0)
     run_init();
   forward_signals_to(init);
-  close_everything_but(-1);
-  return wait_for(init, -1);
+  close_everything_but(files);
+  int status = wait_for(init, -1);
+  remove_files();
+  return status;
 }

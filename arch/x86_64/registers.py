@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+
+from .. import Back
 
 NAMES = (
     "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss "
     "fs_base gs_base ds es fs gs"
 ).split()
 _LAYOUT = struct.Struct(f"<{len(NAMES)}Q")
+_WORD = struct.Struct("<Q")
 _INDEX = {name: index for index, name in enumerate(NAMES)}
-_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+_ARGUMENTS = [_INDEX[name] for name in ("rdi", "rsi", "rdx", "r10", "r8", "r9")]
+_RIP, _RSP, _RAX, _ORIG_RAX = (_INDEX[name] for name in ("rip", "rsp", "rax", "orig_rax"))
 _MASK = (1 << 64) - 1
 _NONE = _MASK  # orig_rax outside of a system call
+
+SYSCALL = b"\x0f\x05"
 
 EINTR = 4
 ERESTARTNOHAND = 514
 ERESTART_RESTARTBLOCK = 516
 RESTART_SYSCALL = 219
+
 # These answer EINTR to a mere stop (signal(7)): epoll_wait, epoll_pwait, epoll_pwait2,
 # rt_sigtimedwait, semop, semtimedop, io_getevents, io_pgetevents; and on a socket with a timeout
 # read, readv, recvfrom, recvmsg, recvmmsg, write, writev, sendto, sendmsg, sendmmsg, accept(4).
@@ -36,8 +44,19 @@ def signed(word: int) -> int:
 
 def get(raw: bytes, name: str) -> int:
     """One register."""
-    word: int = _LAYOUT.unpack(raw)[_INDEX[name]]
+    word: int = _WORD.unpack_from(raw, 8 * _INDEX[name])[0]
     return word
+
+
+def some(names: Sequence[str]) -> Callable[[bytes], tuple[int, ...]]:
+    """A function that gives several registers."""
+    chosen = itemgetter(*(_INDEX[name] for name in names))
+
+    def these(raw: bytes) -> tuple[int, ...]:
+        words: tuple[int, ...] = chosen(_LAYOUT.unpack(raw))
+        return words
+
+    return these
 
 
 def replace(raw: bytes, **values: int) -> bytes:
@@ -48,19 +67,25 @@ def replace(raw: bytes, **values: int) -> bytes:
     return _LAYOUT.pack(*words)
 
 
-def for_call(raw: bytes, address: int, number: int, arguments: tuple[int, ...]) -> bytes:
+def for_call(
+    raw: bytes, address: int, number: int, arguments: tuple[int, ...], back: Back | None
+) -> bytes:
     """One system call; ``orig_rax`` of -1 keeps the kernel from restarting an older one."""
-    filled = (*arguments, 0, 0, 0, 0, 0, 0)
-    values = dict(zip(_ARGUMENTS, filled, strict=False))
-    return replace(raw, rip=address, rax=number, orig_rax=_NONE, **values)
+    words = list(_LAYOUT.unpack(raw))
+    words[_RIP], words[_RAX], words[_ORIG_RAX] = address, number, _NONE
+    for index, argument in zip(_ARGUMENTS, (*arguments, 0, 0, 0, 0, 0, 0), strict=False):
+        words[index] = argument
+    if back is not None:
+        words[_RSP] = back[0]  # the frame begins with the address to return to
+    return _LAYOUT.pack(*words)
 
 
-def for_agent(raw: bytes, address: int, stack: int, argument: int) -> bytes:
+def for_agent(raw: bytes, address: int, stack: int, argument: int, back: Back | None) -> bytes:
     """A C function (System V ABI): the stack as after a call, direction flag clear."""
     return replace(
         raw,
         rip=address,
-        rsp=stack - 8,
+        rsp=stack - 8 if back is None else back[0],
         rdi=argument,
         rax=0,
         orig_rax=_NONE,
@@ -108,6 +133,16 @@ def resumable(raw: bytes, read: Callable[[int, int], bytes]) -> bytes:
     if result in (ERESTART_RESTARTBLOCK, EINTR):
         return replace(raw, rax=-ERESTARTNOHAND, orig_rax=number)
     return raw
+
+
+def resumed(raw: bytes, read: Callable[[int, int], bytes]) -> bytes:
+    """What the kernel would make of these registers before the thread goes on: a call that is to be
+    made again is, and begins anew (arch/x86/kernel/signal.c, arch_do_signal_or_restart)."""
+    raw = resumable(raw, read)
+    number = interrupted_call(raw)
+    if number is None:
+        return raw
+    return replace(raw, rip=get(raw, "rip") - len(SYSCALL), rax=number, orig_rax=_NONE)
 
 
 def _number_in_code(after: int, read: Callable[[int, int], bytes]) -> int | None:

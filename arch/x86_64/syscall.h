@@ -1,5 +1,4 @@
-/* x86_64: system calls and traps of freestanding code (syscall(2), "Architecture calling
- * conventions"). */
+/* x86_64: system calls of freestanding code (syscall(2), "Architecture calling conventions"). */
 #ifndef SNAPKERNEL_ARCH_SYSCALL_H
 #define SNAPKERNEL_ARCH_SYSCALL_H
 
@@ -14,7 +13,5 @@ static inline long arch_syscall(long number, long a, long b, long c, long d, lon
                    : "rcx", "r11", "memory");
   return result;
 }
-
-static inline void arch_trap(void) { __asm__ volatile("int3" ::: "memory"); }
 
 #endif

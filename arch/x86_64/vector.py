@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from functools import cache
 
 from snapkernel._native import ffi, lib
 from snapkernel.errors import CannotRestore, TargetError
@@ -24,9 +25,15 @@ COMPONENTS = {
     17: "tile_config",
     18: "tile_data",
 }
+_new = ffi.new_allocator(should_clear_after_alloc=False)
 _LEGACY = 464  # FXSAVE without the bytes that are left to software
 _HEADER = 512
 _SIZE = 16384
+_MAGIC1, _END = 0x46505853, b"EXPF"  # FP_XSTATE_MAGIC1, FP_XSTATE_MAGIC2
+_USED = struct.Struct("<Q")
+_SOFTWARE = struct.Struct("<IIQI")  # struct _fpx_sw_bytes: magic, size of all, components, size
+_ON_REQUEST = 1 << 17 | 1 << 18  # arch_prctl(2), ARCH_REQ_XCOMP_PERM: not in everybody's frames
+_PKRU = 9
 _INITIAL_X87 = b"\x7f\x03" + bytes(22)
 _INITIAL_MXCSR = b"\x80\x1f\x00\x00"
 
@@ -44,18 +51,18 @@ def _layout() -> dict[int, tuple[int, int]]:
 _HERE = _layout()
 
 
-def _read(tid: int) -> bytes:
-    area = ffi.new("uint8_t[]", _SIZE)
+def read(tid: int) -> bytes:
+    """The regset."""
+    area = _new("uint8_t[]", _SIZE)
     length = lib.sk_get_regset(tid, NT_X86_XSTATE, area, _SIZE)
     if length < 0:
         raise TargetError(f"thread {tid}", f"vector registers cannot be read (errno {-length})")
     return bytes(ffi.buffer(area, length))
 
 
-def get(tid: int) -> dict[str, bytes]:
-    """The components that are not in their initial state."""
-    area = _read(tid)
-    (in_use,) = struct.unpack_from("<Q", area, _HEADER)
+def get(tid: int, area: bytes) -> dict[str, bytes]:
+    """The components of a thread's regset that are not in their initial state."""
+    (in_use,) = _USED.unpack_from(area, _HEADER)
     components = {"fxsave": area[:_LEGACY]}
     for number in range(2, 63):
         if in_use >> number & 1:
@@ -71,6 +78,37 @@ def get(tid: int) -> dict[str, bytes]:
     return components
 
 
+@cache
+def _in_frame(requested: bool, most: int) -> tuple[int, int]:
+    """The components that are saved in a thread's signal frames, and the size of these; with or
+    without those that a program must ask for."""
+    components, size = 3, _HEADER + 64
+    for number, (offset, length) in _HERE.items():
+        bit = 1 << number
+        if number in COMPONENTS and (requested or not bit & _ON_REQUEST):
+            components |= bit
+            size = max(size, offset + length)
+    return components, min(size, most)
+
+
+def frame_size(state: bytes) -> int:
+    """Bytes of the state in a signal frame."""
+    (in_use,) = _USED.unpack_from(state, _HEADER)
+    return _in_frame(in_use & _ON_REQUEST != 0, len(state))[1] + 4
+
+
+def for_frame(state: bytes) -> bytes:
+    """The state as rt_sigreturn(2) wants it (<asm/sigcontext.h>, ``struct _xstate``)."""
+    (in_use,) = _USED.unpack_from(state, _HEADER)
+    components, size = _in_frame(in_use & _ON_REQUEST != 0, len(state))
+    area = bytearray(state[:size])
+    _SOFTWARE.pack_into(area, _LEGACY, _MAGIC1, size + 4, components, size)
+    if components >> _PKRU & 1:
+        in_use |= 1 << _PKRU  # not in use would be zero: access to everything
+    _USED.pack_into(area, _HEADER, in_use & components)
+    return bytes(area) + _END
+
+
 def _in_use(fxsave: bytes) -> int:
     """Which of x87 (bit 0) and SSE (bit 1) are not in their initial state."""
     x87 = fxsave[:24] != _INITIAL_X87 or any(fxsave[32:160])
@@ -84,7 +122,7 @@ def set(tid: int, components: Mapping[str, bytes]) -> None:
     if unknown or len(components.get("fxsave", b"")) != _LEGACY:
         reason = f"has the unknown vector state {', '.join(sorted(unknown)) or 'fxsave'}"
         raise CannotRestore(f"thread {tid}", reason, "upgrade snapkernel")
-    present = _read(tid)
+    present = read(tid)
     area = bytearray(len(present))
     area[_LEGACY:_HEADER] = present[_LEGACY:_HEADER]
     area[:_LEGACY] = components["fxsave"]

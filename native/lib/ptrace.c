@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <linux/ptrace.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -67,6 +68,22 @@ long sk_wait(int tid, int nohang, int *status) {
     long result = checked(waitpid(tid, status, __WALL | (nohang ? WNOHANG : 0)));
     if (result != -EINTR)
       return result;
+  }
+}
+
+long sk_look(int tid, int *status) {
+  for (;;) {
+    siginfo_t info = {0};
+    /* Not through the C library: it knows no __WALL here. */
+    long result = checked(
+        syscall(SYS_waitid, P_PID, tid, &info, WEXITED | WSTOPPED | WNOWAIT | __WALL, NULL));
+    if (result == -EINTR)
+      continue;
+    if (result < 0 || info.si_code != CLD_TRAPPED)
+      return result;
+    *status =
+        info.si_status << 8 | 0x7f; /* as waitpid(2) tells it: the event is above the signal */
+    return tid;
   }
 }
 

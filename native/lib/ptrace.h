@@ -26,6 +26,10 @@ long sk_event_message(int tid, uint64_t *message);
 /* waitpid(tid, status, __WALL | (nohang ? WNOHANG : 0)), restarted on EINTR. */
 long sk_wait(int tid, int nohang, int *status);
 
+/* The status of a trap as sk_wait would tell it, which stays to be waited for: tid, or 0 for
+ * another change of state. */
+long sk_look(int tid, int *status);
+
 /* get_robust_list(2) of another thread. */
 long sk_robust_list(int tid, uint64_t head_and_length[2]);
 

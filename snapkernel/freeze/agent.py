@@ -1,10 +1,13 @@
 """The agent in a stopped process: where it lies, how it runs a batch, how it leaves.
 
-The agent is put there by single system calls at an existing system call instruction of the
-process's vdso (two ``PTRACE_SYSCALL`` stops each), so no byte of the process is changed. Its
-mapping has one executable page, which is never writable, and behind it a stack, cells, elements
-and data. While a batch runs, its thread has all signals but SIGTRAP blocked; afterwards it gets
-its registers and its mask back, so that the process lives on if the tracer dies between two.
+The agent is put there by single system calls at an existing system call instruction of the process
+(two ``PTRACE_SYSCALL`` stops each), so no byte of its code is changed. Its mapping has one
+executable page, which is never writable, and behind it a stack, cells, elements and data. A thread
+that runs it has all signals blocked but the one by which the agent says that it is done.
+
+In a process that is to live on, one thread at a time *holds* the agent: from then on it is on its
+way back (``way_back``), also between two batches. Another one that is to run a batch takes it over,
+and the first gets back its registers and its mask.
 """
 
 from __future__ import annotations
@@ -12,32 +15,33 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import struct
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from snapkernel import _native, arch, procfs
+from snapkernel import _native, arch, faults, procfs
 from snapkernel._native import ffi, lib
 from snapkernel.arch import Architecture
+from snapkernel.constants import WCLONE
 from snapkernel.errors import BatchFailed, TargetError
 from snapkernel.freeze import tracing
-from snapkernel.freeze.batch import AddressOf, Argument, Batch, Call, Cell, Space, Words
+from snapkernel.freeze.batch import Batch
+from snapkernel.freeze.layout import (
+    CELLS,
+    ELEMENTS,
+    SIZE,
+    UNIT,
+    Laid,
+    Place,
+)
 from snapkernel.freeze.target import Memory, Target
+from snapkernel.freeze.way_back import Code, NoRoom, WayBack, quiet_signal
 
 LIBEXEC = Path(_native.__file__).parent / "libexec"
 PAGE = os.sysconf("SC_PAGESIZE")
 
-# The mapping: code, stack, cells, elements, data; each a multiple of the largest page size.
-UNIT = 65536
-STACK, CELLS, ELEMENTS, DATA = UNIT, 2 * UNIT, 3 * UNIT, 8 * UNIT
-SIZE = 32 * UNIT
-
-_ELEMENT = struct.Struct("=Q6QqQQ")
-_WORD = (1 << 64) - 1
-_STOP_ON_ERROR, _DONE, _LOAD = 1, 2, 8
 _MOST_CODE = 8 << 20
-_MOST_CALLS = (DATA - ELEMENTS) // _ELEMENT.size - 1
+_WORD = (1 << 64) - 1
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE = 2, 0x10, 0x20, 0x100000
@@ -70,31 +74,64 @@ class Agent:
         base: where it is mapped.
         born: threads and processes that batches made, as this host sees them; they are stopped.
         system_calls: how many were made.
-        ignores_trap: the process ignores SIGTRAP.
+        signal: by which it says that it is done.
     """
 
-    def __init__(self, target: Target, base: int, *, live: bool) -> None:
-        """``live``: threads get back registers and mask after every batch."""
+    def __init__(
+        self,
+        target: Target,
+        base: int,
+        *,
+        live: bool,
+        code: Code | None = None,
+        stacks: Sequence[tuple[int, int]] = (),
+        signal: int = signal.SIGTRAP,
+    ) -> None:
+        """
+        Args:
+            live: the process is to live on: its threads get back registers and masks.
+            code: instructions for the way back; without them it is not protected.
+            stacks: its mappings that may be stacks.
+            signal: by which the agent says that it is done; in a living process another one, if
+                there is one that nobody notices.
+        """
         self.target = target
         self.architecture: Architecture = arch.native()
         self.base = base
         self.live = live
         self.born: list[int] = []
         self.system_calls = 0
-        self.ignores_trap = False
-        self._cells: dict[Cell, int] = {}
+        self.signal: int = signal
+        # The frame that it returns through; its stack is below.
+        size = self.architecture.frame_size(b"")
+        self._frame = self.architecture.frame_place(base + CELLS, size)
+        self._code = code
+        self._stacks = stacks
+        self._place = Place(target.memory, base, self.architecture.system_calls)
         self._site = 0
+        self._ways: dict[int, WayBack | None] = {}
+        self._holder = self._helper = 0
+        self._blocking: set[int] = set()
+
+    # --- coming and going ------------------------------------------------------------------------
 
     def install(self, site: int) -> None:
-        """Map the agent, by means of the system call instruction at ``site``."""
+        """Map the agent, by means of the system call instruction at ``site``, or of ``code``."""
         self._site = site
-        ignored = int(procfs.status(self.target.pid)["SigIgn"], 16)
-        self.ignores_trap = bool(ignored >> signal.SIGTRAP - 1 & 1)
+        leader = self.target.leader
+        if self.live and self._code is not None:
+            quiet = quiet_signal(procfs.status(self.target.pid), self.target.masks[leader])
+            if quiet is not None:
+                self.signal = quiet
+                self._ways[leader] = self._lay_way(leader)
+        self._holder = leader
         flags = MAP_PRIVATE | MAP_ANONYMOUS
         self._map(self.base, SIZE, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE)
         try:
             self._map(self.base, UNIT, PROT_READ | PROT_EXEC, flags | MAP_FIXED)
             self.target.memory.write(self.base, _code())
+            self._lead_back(leader)
+            faults.reached("the agent is there")
         except BaseException:
             self.remove()
             raise
@@ -112,35 +149,118 @@ class Agent:
             )
 
     def remove(self, site: int | None = None) -> None:
-        """Unmap the agent."""
+        """Unmap the agent. In a living process all threads have their own registers again."""
         self._site = site or self._site
-        if self.ignores_trap:
-            # The agent's trap is forced, and has reset the action (signal(7)).
-            self.target.memory.write(self.base + DATA, self.trap_action())
-            self.raw("rt_sigaction", signal.SIGTRAP, self.base + DATA, 0, 8)
-        result = self.raw("munmap", self.base, SIZE)
+        leader = self.target.leader
+        self._hold(leader)
+        if self._helper:  # something went wrong before it could be waited for
+            self.raw("wait4", self._helper, 0, WCLONE, 0)
+            self.buried()
+        result = self.raw("munmap", self.base, SIZE, last=True)
         if result < 0:
             raise BatchFailed(f"process {self.target.pid}", "cannot unmap the agent", -result)
+        if self._ways.get(leader) is not None:
+            self._give_back(leader)
+            self._erase(leader)  # last: the way led over these bytes
 
-    def trap_action(self) -> bytes:
-        """``struct kernel_sigaction`` of an ignored signal: the handler is 1, the rest is 0."""
-        size, order = self.architecture.word_size, self.architecture.byte_order
-        handler = signal.SIG_IGN.to_bytes(size, order)  # type: ignore[arg-type]
-        return handler.ljust(self.architecture.sigaction_size, b"\0")
-
-    def raw(self, name: str, *arguments: int) -> int:
-        """One system call of the leader at the site, watched from entry to exit."""
-        registers = self.for_call(name, *arguments)
-        after = self._execute(self.target.leader, registers, system_call=True)
+    def raw(self, name: str, *arguments: int, last: bool = False) -> int:
+        """One system call of the leader, watched from entry to exit; ``last``: the agent is not
+        mapped after it."""
+        tid = self.target.leader
+        way = self._ways.get(tid)
+        if way is None:
+            registers = self.for_call(name, *arguments)
+        else:
+            masked = tuple(argument & _WORD for argument in arguments)
+            number = self.architecture.system_calls[name]
+            registers = way.call(number, masked, self.target.registers[tid], last)
+        after = self._execute(tid, registers, name, system_call=True)
         self.system_calls += 1
         return self.architecture.call_result(after)
 
     def for_call(self, name: str, *arguments: int) -> bytes:
-        """Registers with which a thread makes a system call at the site."""
+        """Registers with which a thread that ends with us makes a system call at the site."""
         masked = tuple(argument & _WORD for argument in arguments)
         number = self.architecture.system_calls[name]
         registers = self.target.registers[self.target.leader]
         return self.architecture.for_call(registers, self._site, number, masked)
+
+    # --- who holds it ----------------------------------------------------------------------------
+
+    def _lay_way(self, tid: int) -> WayBack | None:
+        """The way back of a thread; ``None`` where it cannot have one."""
+        assert self._code is not None
+        try:
+            agent = self.base, SIZE
+            maps = tid == self.target.leader
+            return WayBack(self.target, tid, self._code, self._stacks, agent, maps=maps)
+        except NoRoom:
+            return None
+
+    def _lead_back(self, tid: int) -> None:
+        """Have the agent return to a thread's way back."""
+        way = self._ways.get(tid)
+        if way is not None:
+            self.target.memory.write(self._frame, way.first_frame(self._frame))
+
+    def _hold(self, tid: int) -> None:
+        """Make a thread the one that takes the agent away when we die.
+
+        For a moment there are two. That does no harm: neither needs the agent's pages for it, and
+        to unmap what is not mapped is no error (munmap(2)).
+        """
+        before = self._ways.get(self._holder)
+        if tid == self._holder or before is None:
+            return
+        faults.reached("another thread takes the agent over")
+        tracing.set_registers(self._holder, before.parked)
+        way = self._ways.get(tid) or self._lay_way(tid)
+        if way is None:
+            return
+        self._ways[tid] = way
+        faults.reached("a way back is laid")
+        tracing.set_registers(tid, way.parked)
+        faults.reached("two threads are on their way back")
+        self._block(tid)
+        faults.reached("both have their signals blocked")
+        self._give_back(self._holder)
+        if self._holder != self.target.leader:  # it is needed again
+            self._erase(self._holder)
+        self._lead_back(tid)
+        self._holder = tid
+        faults.reached("the agent was taken over")
+
+    def _block(self, tid: int) -> None:
+        tracing.set_signal_mask(tid, self._mask)
+        self._blocking.add(tid)
+
+    @property
+    def _mask(self) -> int:
+        return _WORD & ~(1 << self.signal - 1)
+
+    def _give_back(self, tid: int) -> None:
+        """Put a thread back where it was: its mask first, while its registers lead to both."""
+        tracing.set_signal_mask(tid, self.target.masks[tid])
+        self._blocking.discard(tid)
+        faults.reached("a thread has its mask again")
+        tracing.set_registers(tid, self.target.registers[tid])
+        faults.reached("a thread has its registers again")
+
+    def vector_regset(self, tid: int) -> bytes:
+        """Of a thread that has run a batch just now."""
+        way = self._ways.get(tid)
+        return self.architecture.vector_regset(tid) if way is None else way.vector
+
+    def erase_in(self, copy: Memory) -> None:
+        """In a forked copy of the process, put back what the leader's way back has overwritten."""
+        way = self._ways.get(self.target.leader)
+        if way is not None:
+            way.erase(copy)
+
+    def _erase(self, tid: int) -> None:
+        way = self._ways.pop(tid)
+        assert way is not None
+        way.erase()
 
     def end(self, status: int) -> None:
         """Have the process, which has one thread, end with a status as of waitpid(2)."""
@@ -163,29 +283,48 @@ class Agent:
         self.target.memory.close()
 
     def _execute(
-        self, tid: int, registers: bytes, *, system_call: bool = False, room: int = 1
+        self,
+        tid: int,
+        registers: bytes | None,
+        what: str,
+        *,
+        system_call: bool = False,
+        until_birth: bool = False,
+        room: int = 1,
     ) -> bytes:
-        """Let a thread run with these registers until it has done its errand; the registers that
-        it had then. At most ``room`` children may be born."""
+        """Let a thread run with these registers, or from where it is, until it has done its errand;
+        the registers that it had then. At most ``room`` children may be born."""
         target = self.target
-        before, after = target.registers[tid], ffi.new("uint8_t[]", len(registers))
+        before, protected = target.registers[tid], self._ways.get(tid) is not None
+        blocks = self.live and tid not in self._blocking
+        count = 3 + blocks + 2 * system_call
+        # Who is on an errand already is waited for.
+        instant = faults.instants(what, count, may_fail=registers is not None)
+        after = ffi.new("uint8_t[]", len(before))
         born = ffi.new("int[]", room)
-        run_from, before_from = ffi.from_buffer(registers), ffi.from_buffer(before)
+        run_from, before_from = ffi.from_buffer(registers or before), ffi.from_buffer(before)
         execution = ffi.new(
             "struct sk_execution *",
             {
                 "system_call": system_call,
-                "put_back": self.live,
-                "block": tracing.BLOCK_ALL,
+                "end": self.signal,
+                "until_birth": until_birth,
+                "go_on": registers is None,
+                "blocks": blocks,
+                "put_back": self.live and not protected,
+                "fault": instant,
+                "block": self._mask,
                 "mask": target.masks.get(tid, 0),
                 "run": ffi.cast("uint8_t *", run_from),
                 "before": ffi.cast("uint8_t *", before_from),
-                "size": len(registers),
+                "size": len(before),
                 "after": after,
                 "born": born,
                 "room": room,
             },
         )
+        if protected:
+            self._blocking.add(tid)
         result = lib.sk_execute(tid, execution)
         self.born += ffi.unpack(born, execution.births)
         if execution.stopped:
@@ -198,6 +337,8 @@ class Agent:
         tracing.check(result, tid, "running the agent")
         return bytes(ffi.buffer(after))
 
+    # --- batches ---------------------------------------------------------------------------------
+
     def run(self, batch: Batch, tid: int | None = None) -> None:
         """Make the calls of a batch in one thread (the leader by default).
 
@@ -205,110 +346,83 @@ class Agent:
             BatchFailed: a checked call failed; it names the call's note and the kernel's answer.
         """
         calls = batch.calls
+        tid = self.target.leader if tid is None else tid
+        self._hold(tid)
         while calls:
-            count = self._run_some(batch.title, calls, self.target.leader if tid is None else tid)
-            calls = calls[count:]
+            laid = Laid(self._place, calls)
+            if not laid.calls:
+                reason = "has a call with more data than the agent holds"
+                raise TargetError(f"batch {batch.title!r}", reason)
+            laid.write(self.signal)
+            self._run_agent(tid, laid, batch.title)
+            self.system_calls += laid.collect(batch.title)
+            calls = calls[len(laid.calls) :]
 
-    def _run_some(self, title: str, calls: list[Call], tid: int) -> int:
-        """Lay out as many calls as fit, run them, read the results back."""
-        elements, data = bytearray(), bytearray()
-        spaces: dict[Space, int] = {}
-        count = 0
-        for call in calls[:_MOST_CALLS]:
-            mark, known = len(data), len(spaces)
-            words, loads = self._lay_out(call, data, spaces)
-            if len(data) > SIZE - DATA:
-                del data[mark:]
-                for space in list(spaces)[known:]:
-                    del spaces[space]
-                break
-            flags = (_STOP_ON_ERROR if call.check else 0) | loads << _LOAD
-            store = self._cell(call.store) if call.store is not None else 0
-            number = self.architecture.system_calls[call.name]
-            elements += _ELEMENT.pack(number, *words, 0, flags, store)
-            count += 1
-        if not count:
-            raise TargetError(f"batch {title!r}", "has a call with more data than the agent holds")
-        memory = self.target.memory
-        if data:
-            memory.write(self.base + DATA, bytes(data))
-        memory.write(self.base + ELEMENTS, bytes(elements) + b"\xff" * 8)
-        self._run_agent(tid, count)
-        answer = memory.read(self.base + ELEMENTS, len(elements))
-        for index, call in enumerate(calls[:count]):
-            *_, result, flags, _ = _ELEMENT.unpack_from(answer, index * _ELEMENT.size)
-            if not flags & _DONE:
-                break
-            call.result = result
-            self.system_calls += 1
-            if call.check and -4096 < result < 0:
-                subject = call.note or call.name
-                raise BatchFailed(
-                    subject, f"{call.name}: {os.strerror(-result)} (while: {title})", -result
-                )
-            if call.expect is not None and call.expect != result:
-                raise TargetError(
-                    call.note or call.name,
-                    f"{call.name} gave {result} instead of {call.expect} (while: {title})",
-                )
-        if spaces:
-            written = memory.read(self.base + DATA, len(data))
-            for space, offset in spaces.items():
-                space.data = written[offset : offset + len(space.data)]
-        return count
+    def bear(self, batch: Batch) -> tuple[int, int]:
+        """Run the first call of a batch in the leader, which makes a helper in the same address
+        space; the rest is what the leader does by itself when we die.
 
-    def _lay_out(
-        self, call: Call, data: bytearray, spaces: dict[Space, int]
-    ) -> tuple[list[int], int]:
-        words, loads = [], 0
-        for position, argument in enumerate(call.arguments):
-            if type(argument) is int:  # nearly all are, and there may be thousands of calls
-                words.append(argument & _WORD)
-                continue
-            if isinstance(argument, Cell):
-                loads |= 1 << position
-            words.append(self._word(argument, data, spaces) & _WORD)
-        return words + [0] * (6 - len(words)), loads
+        Returns:
+            The helper's pid on this host, and as the process sees it. Until :meth:`buried` it is
+            waited for on the way back.
 
-    def _word(self, argument: Argument, data: bytearray, spaces: dict[Space, int]) -> int:
-        if isinstance(argument, int):
-            return argument
-        if isinstance(argument, Cell):
-            return self._cell(argument)
-        if isinstance(argument, AddressOf):
-            addresses = [self._cell(cell) for cell in argument.cells]
-            if addresses != list(range(addresses[0], addresses[0] + 4 * len(addresses), 4)):
-                raise ValueError("cells are not consecutive")
-            return addresses[0]
-        if isinstance(argument, Space) and argument in spaces:
-            return self.base + DATA + spaces[argument]
-        if isinstance(argument, Words):
-            words = (self._word(word, data, spaces) for word in argument.words)
-            raw = b"".join(struct.pack("=Q", word & _WORD) for word in words)
-            return self._word(raw + argument.tail, data, spaces)
-        data += bytes(-len(data) % 16)
-        offset = len(data)
-        if isinstance(argument, Space):
-            spaces[argument] = offset
-            data += argument.data
+        Raises:
+            BatchFailed: no helper could be had.
+        """
+        tid = self.target.leader
+        self._hold(tid)
+        laid = Laid(self._place, batch.calls)
+        laid.write(self.signal)
+        self.born.clear()
+        self._execute(tid, self._agent_registers(tid), batch.title, until_birth=True)
+        if not self.born:
+            laid.ended()
+            laid.collect(batch.title)
+            raise TargetError(f"process {self.target.pid}", "the new child was not reported")
+        helper = self.born.pop()
+        faults.reached("the helper is born", may_fail=False)
+        tracing.request(tracing.SYSCALL, tid)
+        if os.WSTOPSIG(status := tracing.wait(tid)) != tracing.SYSTEM_CALL:
+            raise TargetError(f"thread {tid}", f"stopped unexpectedly (status {status:#x})")
+        inner = self.architecture.call_result(tracing.get_registers(tid))
+        self._helper = inner
+        way = self._ways.get(tid)
+        if way is None:
+            tracing.set_signal_mask(tid, self.target.masks[tid])
+            tracing.set_registers(tid, self.target.registers[tid])
         else:
-            data += argument
-        return self.base + DATA + offset
+            number = self.architecture.system_calls["wait4"]
+            way.first_of_all(number, (inner, 0, WCLONE, 0), self.target.registers[tid])
+            tracing.set_registers(tid, way.parked)
+            self._lead_back(tid)
+        return helper, inner
 
-    def _cell(self, cell: Cell) -> int:
-        if 4 * len(self._cells) >= ELEMENTS - CELLS:
-            raise TargetError("descriptor table", "has more descriptors than the agent's cells")
-        return self.base + CELLS + 4 * self._cells.setdefault(cell, len(self._cells))
+    def buried(self) -> None:
+        """There is no helper any more."""
+        self._helper = 0
+        leader = self.target.leader
+        way = self._ways.get(leader)
+        if way is not None:
+            way.nothing_else(self.target.registers[leader])
+            self._lead_back(leader)
 
-    def _run_agent(self, tid: int, calls: int) -> None:
-        """Let a thread run until the agent's trap."""
-        registers = self.architecture.for_agent(
-            self.target.registers[tid], self.base, self.base + CELLS, self.base + ELEMENTS
-        )
-        after = self._execute(tid, registers, room=calls)
-        at = self.architecture.program_counter(after)
-        if not self.base < at <= self.base + len(_code()):
-            raise TargetError(f"thread {tid}", f"trapped at {at:#x}, outside the agent")
+    def _agent_registers(self, tid: int) -> bytes:
+        own, way = self.target.registers[tid], self._ways.get(tid)
+        back = None if way is None else way.through(self._frame)
+        stack, batch = self.base + CELLS, self.base + ELEMENTS
+        return self.architecture.for_agent(own, self.base, stack, batch, back)
+
+    def _run_agent(self, tid: int, laid: Laid, title: str) -> None:
+        """Let a thread run until the agent says that it is done."""
+        registers: bytes | None = self._agent_registers(tid)
+        while True:
+            after = self._execute(tid, registers, title, room=len(laid.calls))
+            at = self.architecture.program_counter(after)
+            if not self.base < at <= self.base + len(_code()):
+                raise TargetError(f"thread {tid}", f"stopped at {at:#x}, outside the agent")
+            if laid.ended():
+                return
+            registers = None  # somebody else has sent the signal, which nobody notices
 
 
 def call_site(memory: Memory, areas: Sequence[procfs.Area]) -> int:

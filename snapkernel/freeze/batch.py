@@ -72,6 +72,7 @@ class Call:
         expect: any other result is an error, too.
         optional: names what is lost when the call fails; that is noted, and no error.
         store: cell that gets the result.
+        child_ends: a process that is born by it ends at once, unless a tracer has other plans.
         note: what it is about, for error messages: an object the user knows.
         result: what the kernel answered; ``None`` before the run.
     """
@@ -83,6 +84,7 @@ class Call:
     optional: str = ""
     store: Cell | None = None
     note: str = ""
+    child_ends: bool = False
     result: int | None = None
 
     def __str__(self) -> str:
@@ -116,9 +118,11 @@ class Batch:
         optional: str = "",
         store: Cell | None = None,
         note: str = "",
+        child_ends: bool = False,
     ) -> Call:
         """Add a system call; returns it, so that its result can be read after the run."""
-        call = Call(name, arguments, check and not optional, expect, optional, store, note)
+        checked = check and not optional
+        call = Call(name, arguments, checked, expect, optional, store, note, child_ends)
         self.calls.append(call)
         return call
 

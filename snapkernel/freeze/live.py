@@ -7,7 +7,9 @@ Both are made with exit signal 0: no SIGCHLD, and invisible to a wait(2) that do
 such children by ``__WCLONE`` (clone(2)). The copy belongs to whoever reaps orphans.
 
 The copy never runs a program: it stays stopped, its descriptors are closed at once, so that no
-peer is kept waiting for an end of file and no port stays bound, and it dies with its tracer.
+peer is kept waiting for an end of file and no port stays bound, and it dies with its tracer. So
+does the helper; before its tracer could tell the kernel so, it ends by itself. On its way back
+(``way_back``) the process waits for it.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from snapkernel import faults
 from snapkernel._native import ffi, lib
 from snapkernel.constants import CLONE_FILES, CLONE_FS, CLONE_VM, WCLONE
-from snapkernel.errors import BatchFailed, SnapkernelError, TargetError
+from snapkernel.errors import BatchFailed, SnapkernelError
 from snapkernel.freeze import tracing
-from snapkernel.freeze.agent import SIZE, Agent
-from snapkernel.freeze.batch import Batch, Words
+from snapkernel.freeze.agent import Agent
+from snapkernel.freeze.batch import Argument, Batch, Cell, Words
+from snapkernel.freeze.layout import SIZE, STACK, UNIT
 from snapkernel.freeze.target import Target
 
 _CLONE_ARGS_SIZE = 11 * 8
@@ -70,9 +74,14 @@ class Fork:
                 The process is as it was.
         """
         self._target, self._agent = target, agent
-        self._helper, self._inner, self._call = _helper(target, agent)
+        self._helper, self._inner, self._call = _helper(agent)
         try:
+            faults.reached("the helper is waited for")
+            tracing.wait(self._helper)
+            tracing.request(tracing.SETOPTIONS, self._helper, 0, _OPTIONS)
+            faults.reached("the helper dies with us")
             self._begin()
+            faults.reached("the helper makes the copy")
         except BaseException:
             self._end_helper()
             raise
@@ -118,10 +127,12 @@ class Fork:
                 object = f"process {self._target.pid}"
                 raise BatchFailed(object, f"{self._call}: {os.strerror(number)}", number)
             copy = tracing.event_message(self._helper)
+            faults.reached("the copy is born", may_fail=False)
             tracing.wait(copy)
         finally:
             self._end_helper()
         try:
+            faults.reached("the copy stands still")
             # Killed rather than the user's kernel when memory runs short.
             with suppress(OSError), open(f"/proc/{copy}/oom_score_adj", "w") as file:
                 file.write("1000")
@@ -129,7 +140,9 @@ class Fork:
             close = Batch("close the copy's descriptors")
             close.call("close_range", 0, 0xFFFFFFFF, 0)
             result.registers[copy] = self._target.registers[self._target.leader]
-            Agent(result, self._agent.base, live=False).run(close)
+            Agent(result, self._agent.base, live=False, signal=self._agent.signal).run(close)
+            self._agent.erase_in(result.memory)
+            faults.reached("the copy is as the process was")
         except BaseException:
             _kill(copy)
             raise
@@ -143,38 +156,41 @@ class Fork:
     def _end_helper(self) -> None:
         """End the helper and have the process take its exit status."""
         _kill(self._helper)
+        faults.reached("the helper is dead", may_fail=False)
         batch = Batch("take the helper's exit status")
         batch.call("wait4", self._inner, 0, WCLONE, 0, check=False)
         self._agent.run(batch)
         if batch.calls[0].result != self._inner:
             object = f"process {self._target.pid}"
             raise SnapkernelError(object, f"its helper was not reaped: {batch.calls[0]}")
+        self._agent.buried()
 
 
-def _helper(target: Target, agent: Agent) -> tuple[int, int, str]:
+def _helper(agent: Agent) -> tuple[int, int, str]:
     """A child that shares the memory: its pid on this host, and as the process sees it; the system
-    call that makes children here. It and its own child die with us (ptrace(2), PTRACE_O_EXITKILL
-    is inherited)."""
-    batch = Batch("make a helper that shares the memory")
-    flags = CLONE_VM | CLONE_FS | CLONE_FILES
-    words = Words((flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
-    call = batch.call("clone3", words, _CLONE_ARGS_SIZE, note="copy-on-write child")
-    agent.born.clear()
+    call that makes children here. It is traced from birth, and the options of that are inherited
+    by its own child (ptrace(2)).
+
+    It has another stack, so that both can run on if we die.
+    """
+    flags, stack = CLONE_VM | CLONE_FS | CLONE_FILES, agent.base + STACK
+    words = Words((flags, 0, 0, 0, 0, stack, UNIT // 2, 0, 0, 0, 0))
     try:
-        agent.run(batch)
+        return *_bear(agent, "clone3", words, _CLONE_ARGS_SIZE), "clone3"
     except BatchFailed as error:
         if error.errno != errno.ENOSYS:
             raise
-        # Containers forbid clone3, whose flags a seccomp filter cannot see, and not clone.
-        batch = Batch(batch.title)
-        call = batch.call("clone", flags, 0, 0, 0, 0, note="copy-on-write child")
-        agent.run(batch)
-    if not agent.born or call.result is None:
-        raise TargetError(f"process {target.pid}", "the new child was not reported")
-    child = agent.born.pop()
-    tracing.wait(child)
-    tracing.request(tracing.SETOPTIONS, child, 0, _OPTIONS)
-    return child, call.result, call.name
+    # Containers forbid clone3, whose flags a seccomp filter cannot see, and not clone.
+    return *_bear(agent, "clone", flags, stack + UNIT // 2, 0, 0, 0), "clone"
+
+
+def _bear(agent: Agent, call: str, *arguments: Argument) -> tuple[int, int]:
+    batch = Batch("make a helper that shares the memory")
+    inner = Cell("helper")
+    note = "copy-on-write child"
+    batch.call(call, *arguments, note=note, store=inner, child_ends=True)
+    batch.call("wait4", inner, 0, WCLONE, 0)
+    return agent.bear(batch)
 
 
 def _kill(pid: int) -> None:

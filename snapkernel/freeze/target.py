@@ -18,7 +18,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from snapkernel import arch, procfs, seccomp, yama
+from snapkernel import arch, faults, procfs, seccomp, yama
 from snapkernel._native import ffi, lib
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import tracing
@@ -129,6 +129,7 @@ class Target:
                 os.kill(self.pid, signal.SIGSTOP)
         _let_go(self.tids)
         self.memory.close()
+        faults.reached("a process goes on", may_fail=False)
 
     def _will_continue(self) -> bool:
         """A SIGCONT has come after the SIGSTOP that was held back."""
@@ -137,10 +138,15 @@ class Target:
             return bool(pending >> signal.SIGCONT - 1 & 1)
         return False
 
-    def kill(self) -> None:
-        """End the process and wait until it is gone."""
+    def begin_to_kill(self) -> None:
+        """End the process."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+        faults.reached("a process is killed", may_fail=False)
+
+    def kill(self) -> None:
+        """End the process and wait until it is gone."""
+        self.begin_to_kill()
         for tid in [*self.tids[1:], self.pid]:
             status = ffi.new("int *")
             while lib.sk_wait(tid, 0, status) >= 0 and os.WIFSTOPPED(status[0]):
@@ -166,7 +172,9 @@ def freeze(pid: int) -> Iterator[Target]:
     """
     tids, stopped = _seize_all(pid)
     try:
+        faults.reached("all threads stand still")
         target = Target(pid, tids, stopped)
+        faults.reached("interrupted system calls are to be made again")
     except BaseException:
         _let_go(tids)
         raise
@@ -188,6 +196,7 @@ def _seize_all(pid: int) -> tuple[list[int], int]:
                 if _seize(tid, pid):
                     seized.append(tid)  # before anything else: from now on it must be let go
                     began.append(tid)
+                    faults.reached("a thread is seized")
             for tid in began:
                 stop = _await_stop(tid)
                 if stop is None:
@@ -195,6 +204,7 @@ def _seize_all(pid: int) -> tuple[list[int], int]:
                     gone.add(tid)
                 else:
                     stopped = stopped or stop
+                    faults.reached("a thread stands still")
         if pid not in seized:
             raise TargetError(f"process {pid}", "its main thread has ended")
         for tid in seized:
@@ -211,6 +221,7 @@ def _seize_all(pid: int) -> tuple[list[int], int]:
 def _let_go(tids: Sequence[int]) -> None:
     """Detach threads; of those that have ended take the status, or they would stay zombies."""
     for tid in tids:
+        faults.reached("a thread is let go", may_fail=False)
         try:
             tracing.request(tracing.DETACH, tid)
         except TargetError:
@@ -229,15 +240,21 @@ def _seize(tid: int, pid: int) -> bool:
 
 def _await_stop(tid: int) -> int | None:
     """Have a thread stop; the signal of a group stop that it is in, else 0, or ``None`` when it
-    ended. A stop for another reason may swallow the request, so it is made again."""
+    ended. A stop for another reason may swallow the request, so it is made again.
+
+    The status of another stop is only looked at: a signal whose delivery was reported, and asked
+    for, would be lost if we were killed before we could pass it on.
+    """
     try:
         while True:
             tracing.request(tracing.INTERRUPT, tid)
-            status = tracing.wait(tid)
+            status = tracing.look(tid)
             stop_signal = os.WSTOPSIG(status)
             event = status >> 16
             if event == tracing.EVENT_STOP:
+                tracing.wait(tid)
                 return stop_signal if stop_signal != signal.SIGTRAP else 0
+            faults.reached("a thread is about to get a signal")
             tracing.request(tracing.CONT, tid, 0, 0 if event else stop_signal)
     except tracing.Died:
         return None

@@ -24,8 +24,7 @@ EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_STOP = 1, 2, 3, 4, 128
 SYSTEM_CALL = signal.SIGTRAP | 0x80
 """The signal of a stop at a system call, with O_TRACESYSGOOD."""
 BLOCK_ALL = (1 << 64) - 1 & ~(1 << signal.SIGTRAP - 1)
-"""All signals but SIGTRAP, by which the agent says that it is done: a blocked SIGTRAP that the
-kernel forces would reset the handler of the program."""
+"""All signals but SIGTRAP, by which the agent in a stub says that it is done."""
 
 SIGINFO_SIZE = 128
 
@@ -65,6 +64,17 @@ def wait(tid: int) -> int:
     if not os.WIFSTOPPED(status[0]):
         raise Died(f"thread {tid}", "ended while it was frozen")
     return int(status[0])
+
+
+def look(tid: int) -> int:
+    """The same, and the next :func:`wait` tells it again: as long as nobody has asked for it, the
+    kernel delivers a signal that was stopped at when the tracer dies (kernel/signal.c,
+    ptrace_signal)."""
+    status = ffi.new("int *")
+    result = lib.sk_look(tid, status)
+    if result < 0:
+        raise Died(f"thread {tid}", f"cannot be waited for: {os.strerror(-result)}")
+    return int(status[0]) if result > 0 else wait(tid)
 
 
 def event_message(tid: int) -> int:

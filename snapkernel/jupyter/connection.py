@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from jupyter_core.paths import jupyter_runtime_dir
 
-from snapkernel import procfs
+from snapkernel import faults, procfs
 from snapkernel.errors import CannotRestore, TargetError
 from snapkernel.jupyter.listeners import ConnectionInfo, listeners, listens, processes
 
@@ -150,13 +150,19 @@ def read_connection(path: str | Path) -> ConnectionInfo:
     return info
 
 
-def write_connection(path: str | Path, info: ConnectionInfo, ports: dict[int, int]) -> None:
+def write_connection(
+    path: str | Path,
+    info: ConnectionInfo,
+    ports: dict[int, int],
+    begin: Callable[[Path], None] = lambda path: None,
+) -> None:
     """Write a connection file, private and at once: a reader sees the old one or the new one.
 
     Args:
         path: where; a file that is there is replaced.
         info: entries.
         ports: new port by old port. A port that is not in it stays.
+        begin: is told each new name before there is a file of that name.
 
     Raises:
         CannotRestore: it cannot be written.
@@ -166,18 +172,28 @@ def write_connection(path: str | Path, info: ConnectionInfo, ports: dict[int, in
         name: ports.get(value, value) if name in PORTS and isinstance(value, int) else value
         for name, value in info.items()
     }
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    begin(temporary)
+    if not path.exists():
+        begin(path)
     try:
-        # mkstemp creates with mode 0600: the file holds the key that signs messages.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # Others may not read it: the file holds the key that signs messages.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unwritable(path, error) from None
     try:
+        faults.reached("the connection file is begun")
         with open(descriptor, "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(renewed)))
+        faults.reached("the connection file is written")
         os.replace(temporary, path)
-    except OSError as error:
-        os.unlink(temporary)
-        raise _unwritable(path, error) from None
+        faults.reached("the connection file has its name")
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from None
+        raise
 
 
 def _unwritable(path: Path, error: OSError) -> CannotRestore:

@@ -21,8 +21,9 @@ from snapkernel.constants import (
     PROT_READ,
     PROT_WRITE,
 )
-from snapkernel.freeze.agent import PAGE, SIZE, Agent
+from snapkernel.freeze.agent import PAGE, Agent
 from snapkernel.freeze.batch import Batch, Space
+from snapkernel.freeze.layout import SIZE
 from snapkernel.model import FutureLocks, Mapping
 from snapkernel.resources.context import Build
 

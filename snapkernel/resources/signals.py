@@ -31,10 +31,7 @@ def capture_actions(agent: Agent, architecture: Architecture) -> dict[int, bytes
             spaces[number] = Space(bytes(architecture.sigaction_size))
             batch.call("rt_sigaction", number, 0, spaces[number], MASK_SIZE)
     agent.run(batch)
-    found = {number: space.data for number, space in spaces.items() if any(space.data)}
-    if agent.ignores_trap:
-        found[signal.SIGTRAP] = agent.trap_action()
-    return found
+    return {number: space.data for number, space in spaces.items() if any(space.data)}
 
 
 def capture_pending(capture: Capture) -> tuple[PendingSignal, ...]:
@@ -44,7 +41,7 @@ def capture_pending(capture: Capture) -> tuple[PendingSignal, ...]:
 
 
 def refuse_pending_trap(capture: Capture) -> None:
-    """A SIGTRAP on its way cannot be told from the agent's own."""
+    """A SIGTRAP on its way cannot be told from the one by which the agent in a stub ends."""
     target = capture.target
     assert target is not None
     queues = [tracing.pending_signals(target.leader, shared=True)]

@@ -85,7 +85,7 @@ def capture(target: Target, agent: Agent, architecture: Architecture) -> Iterato
             tid=procfs.inner_tid(target.pid, tid) if nested else tid,
             name=name.data.partition(b"\0")[0],
             registers=architecture.resumable(registers, target.memory.read),
-            vector=architecture.get_vector(tid),
+            vector=architecture.get_vector(tid, agent.vector_regset(tid)),
             system_call=architecture.interrupted_call(registers),
             signal_mask=target.masks[tid],
             pending=tracing.pending_signals(tid, shared=False),

@@ -158,6 +158,9 @@ def _bind(
     if replace:
         batch.call("unlinkat", AT_FDCWD, path, 0, note=note)
     packed = address(name)
+    file = os.path.join(wanted.directory, os.fsdecode(name))
+    if not name.startswith(b"\0") and not os.path.lexists(file):
+        build.begin_file(file)
     call = batch.call("bind", build.numbers[index], packed, len(packed), check=False, note=note)
     agent.run(batch)
     assert call.result is not None

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from snapkernel import faults
 from snapkernel._native import ffi, lib
 from snapkernel.errors import StoreError
 from snapkernel.store.backend import ALIGNMENT, Buffer, Entry, ExistingObject, MissingObject
@@ -101,6 +102,7 @@ class LocalBackend:
             self.make_folder(folder.parent)
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
+            faults.reached("a folder is made")
             sync_folder(folder.parent)
 
     @contextmanager
@@ -174,6 +176,7 @@ class LocalUpload:
         with backend.errors("tmp", "write"):
             backend.make_folder(self._path.parent)
             self._descriptor = os.open(self._path, flags, 0o600)
+        faults.reached("a file of the store is begun")
 
     def write(self, parts: Sequence[Buffer]) -> None:
         with self._backend.errors("tmp", "write"):
@@ -183,6 +186,7 @@ class LocalUpload:
             else:
                 for part in parts:
                     self._collect(self._block, memoryview(part))
+        faults.reached("something is written to the store")
 
     def _collect(self, block: memoryview, part: memoryview) -> None:
         while len(part):
@@ -212,6 +216,7 @@ class LocalUpload:
                 _set_direct(self._descriptor, False)
                 _write(self._descriptor, [self._block[whole : self._used]])
             os.fsync(self._descriptor)
+            faults.reached("a file of the store is durable")
             self._backend.make_folder(target.parent)
             if exclusive:
                 try:
@@ -219,9 +224,11 @@ class LocalUpload:
                 except FileExistsError:
                     object = f"{name} in {self._backend.url}"
                     raise ExistingObject(object, "it exists already") from None
+                faults.reached("a file of the store has two names")
                 os.unlink(self._path)
             else:
                 os.rename(self._path, target)
+            faults.reached("a file of the store has its name")
             sync_folder(target.parent)
         self._close()
 

@@ -20,13 +20,13 @@ from typing import NamedTuple, Protocol, final
 import msgspec
 from blake3 import blake3
 
-from snapkernel import procfs
+from snapkernel import faults, procfs
 from snapkernel._native import ffi, lib
 from snapkernel.errors import StoreError
 from snapkernel.model import CHUNK, RUN, Content, Manifest
 from snapkernel.runs import Run, extend
 from snapkernel.store import manifest as manifests
-from snapkernel.store.backend import Backend, Buffer, MissingObject, put
+from snapkernel.store.backend import Backend, Buffer, ExistingObject, MissingObject, put
 from snapkernel.store.codec import Encoder
 from snapkernel.store.early import Early, Stored
 from snapkernel.store.index import Index, write_index
@@ -94,6 +94,7 @@ class SnapshotWriter:
         self._large = False
         self._failed = False
         self._committed = False
+        self._doubtful = ""  # a manifest that could not be written, but may be there
         self.new_bytes = 0
 
     def __enter__(self) -> SnapshotWriter:
@@ -107,6 +108,9 @@ class SnapshotWriter:
     ) -> None:
         self._pool.shutdown()
         self._closers.shutdown()
+        # Workers and writer refer to each other. If the garbage collector of CPython 3.11 took them
+        # apart, it could clear a memoryview that is still exported, and crash in its end.
+        self._idle.clear()
         if not self._committed:
             self._take_back()
 
@@ -194,6 +198,7 @@ class SnapshotWriter:
             helpers = [self._pool.submit(work, piece) for piece in (first, second)]
             helpers += [self._pool.submit(work, take()) for _ in range(self._threads - 2)]
             self._wait(helpers)
+        faults.reached("a content is stored")
         return self._content([results[number] for number in range(len(results))])
 
     def _wait(self, helpers: Sequence[Future[None]]) -> None:
@@ -309,7 +314,14 @@ class SnapshotWriter:
             manifest, packs=tuple(pack.name for pack in self._packs), stored_bytes=self.new_bytes
         )
         data = manifests.encode(manifest)
-        put(self._backend, manifests.object_name(manifest.id), [data], exclusive=True)
+        name = manifests.object_name(manifest.id)
+        try:
+            put(self._backend, name, [data], exclusive=True)
+        except ExistingObject:
+            raise
+        except BaseException:
+            self._doubtful = name
+            raise
         self.new_bytes += len(data)
         self._committed = True
         return manifest
@@ -325,7 +337,12 @@ class SnapshotWriter:
                 raise StoreError(f"store {self._backend.url}", reason, remedy) from error
 
     def _take_back(self) -> None:
-        """Remove the packs written: nothing refers to them, for no index names them yet."""
+        """Remove the packs written, after the manifest: then nothing refers to them."""
+        if self._doubtful:
+            try:
+                self._backend.delete(self._doubtful)
+            except StoreError:
+                return  # it may be there, and needs them
         for written in self._written:
             try:
                 written.abort()

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from snapkernel.freeze.agent import PAGE, SIZE, find_hole
+from snapkernel.freeze.agent import PAGE, find_hole
 from snapkernel.freeze.batch import Batch
+from snapkernel.freeze.layout import SIZE
 from snapkernel.model import Manifest, TcpListener, Thread
 from snapkernel.resources import (
     credentials,

@@ -18,21 +18,23 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snapkernel import arch, procfs
+from snapkernel import arch, faults, procfs
 from snapkernel._native import lib
 from snapkernel.errors import BatchFailed, CannotRestore
 from snapkernel.freeze import tracing
-from snapkernel.freeze.agent import SIZE, Agent, call_site, find_hole
+from snapkernel.freeze.agent import Agent, call_site, find_hole
 from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.checkpoint import Progress, Snapshot
+from snapkernel.freeze.layout import SIZE
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
+from snapkernel.portability.files import Arrivals, decide
 from snapkernel.resources import (
     descriptors,
     family,
@@ -43,6 +45,7 @@ from snapkernel.resources import (
     vdso,
 )
 from snapkernel.resources.context import Build, Fill
+from snapkernel.resources.file_arrival import Arrival
 from snapkernel.runs import Run, common
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
@@ -116,6 +119,7 @@ def restore(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    files: str = "refuse",
     report: int | None = None,
     progress: Progress | None = None,
 ) -> RestoredProcess:
@@ -128,6 +132,10 @@ def restore(
         connection_file: where to write a Jupyter kernel's connection file; by default a new one
             in Jupyter's runtime directory.
         stdio: descriptors that become the standard streams; by default /dev/null and a log file.
+        files: what to do where a file of the snapshot is another one here: ``refuse``, ``keep``
+            (use the one that is here), ``overwrite`` or ``beside`` (the copy gets its own); or
+            ``none``: write no file at all. With ``refuse``, which is the default, only such missing
+            files are written as were open or are below a working or temporary directory.
         report: a unix(7) socket of type SOCK_SEQPACKET that gets a wait status, an ``int`` as of
             waitpid(2), whenever the process stops, continues or ends.
         progress: is told how far it is.
@@ -143,6 +151,7 @@ def restore(
         lazy=lazy,
         connection_file=connection_file,
         stdio=stdio,
+        files=files,
         report=report,
         progress=progress,
     )
@@ -155,6 +164,7 @@ class Held:
 
     Attributes:
         targets: of all processes, by pid in their own namespace; the first one first.
+        arrival: the files that were written for them.
     """
 
     stub: Stub
@@ -163,6 +173,7 @@ class Held:
     timings: dict[str, float]
     connection_file: Path | None
     targets: dict[int, Target]
+    arrival: Arrival
 
     @property
     def target(self) -> Target:
@@ -170,15 +181,21 @@ class Held:
         return self.stub.target
 
     def destroy(self) -> None:
-        """End them instead of letting them run."""
+        """End them instead of letting them run, and take back the files."""
         self.stub.destroy(list(self.targets.values()))
+        self.arrival.undo()
 
+    @faults.during("restore")
     def release(self) -> RestoredProcess:
         """Let them run."""
+        self.arrival.keep()
+        # The first one last: all others end with it, and it with us as long as it is held.
         for process in reversed(self.build.manifest.processes):
             target = self.targets[process.pid]
             target.stop_again = bool(process.stopped)
             target.release()
+        self.stub.files.keep()
+        faults.reached("the files of the process are its own", may_fail=False)
         return self.process()
 
     def process(self) -> RestoredProcess:
@@ -198,6 +215,7 @@ class Held:
         )
 
 
+@faults.during("restore")
 def hold(
     snapshot: str | Snapshot,
     *,
@@ -205,6 +223,7 @@ def hold(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    files: str = "refuse",
     report: int | None = None,
     progress: Progress | None = None,
 ) -> Held:
@@ -223,12 +242,13 @@ def hold(
         where.fetch(manifest, content) as fetch,
         streams.opened(manifest, stdio) as inherited,
     ):
-        check.refuse_mismatches(manifest)
-        thaw = _Thaw(manifest, where, fetch, inherited, path, report, progress, began)
+        arrivals = decide(manifest, files)
+        check.refuse_mismatches(manifest, arrivals)
+        thaw = _Thaw(manifest, where, fetch, inherited, arrivals, path, report, progress, began)
         held = thaw.run()
         try:
             if path is not None and manifest.jupyter is not None:
-                write_connection(path, manifest.jupyter, held.build.ports)
+                write_connection(path, manifest.jupyter, held.build.ports, held.stub.files.begin)
                 held.connection_file = path
             held.build.notes += outer_terminal.rebuild(manifest, inherited, held.target.pid)
         except BaseException:
@@ -252,8 +272,12 @@ def _undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
+def plan(
+    snapshot: str, *, store: Store | str | None = None, files: str = "refuse"
+) -> Iterator[str]:
     """The ordered steps of a restore as text, readable like strace's. Nothing is done.
+
+    ``files`` is as of ``restore``; first are the files that would be written on this host.
 
     Raises:
         CannotRestore: it is of an architecture that this version does not know.
@@ -272,6 +296,9 @@ def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
         architecture,
         {number: 100 + number for number in range(3)},
     )
+    arrivals = decide(manifest, files)
+    build.paths = arrivals.paths
+    yield from (f"-- {line}" for line in arrivals.lines())
     before = build.process.pid
     for pid, step in _steps(build)[1]:
         if pid != before:
@@ -326,6 +353,7 @@ class _Thaw:
         store: Store,
         fetch: Fetch,
         inherited: dict[int, int],
+        arrivals: Arrivals,
         connection_file: Path | None,
         report: int | None,
         progress: Progress | None,
@@ -336,6 +364,8 @@ class _Thaw:
         self._coming = {manifest.processes[0].pid: fetch}
         self._to_send: deque[tuple[int, Content]] = deque()
         self.inherited = inherited
+        self.arrivals = arrivals
+        self.arrival = Arrival()
         self.connection_file = connection_file
         self.report = report
         self.progress = progress
@@ -362,15 +392,21 @@ class _Thaw:
             connection_file=self.connection_file,
         )
         try:
+            faults.reached("kernel-init is started")
             build = Build(self.manifest, first, self.architecture, self.inherited)
+            build.paths, build.notes = self.arrivals.paths, self.arrivals.notes
             base, steps = _steps(build)
             self.mark("planned")
         except BaseException:
             spawn.abandon()
             raise
         stub = spawn.stopped()
+        build.begin_file = stub.files.begin
         self.mark("stub")
         try:
+            self.arrival.write(self.arrivals.orders, self._give)
+            build.notes += self.arrival.notes
+            self.mark("files")
             if not stub.own_proc:
                 build.notes.append(proc_file.without_own(self.manifest))
             self._rebuild(stub, build, base, steps)
@@ -379,9 +415,21 @@ class _Thaw:
             self.mark("registers")
         except BaseException:
             stub.destroy([agent.target for agent in self.agents.values()])
+            self.arrival.undo()
             raise
         targets = {pid: agent.target for pid, agent in self.agents.items()}
-        return Held(stub, build, self.began, self.timings, None, targets)
+        return Held(stub, build, self.began, self.timings, None, targets, self.arrival)
+
+    def _give(
+        self, content: Content, write: Callable[[list[tuple[int, int]], memoryview], None]
+    ) -> None:
+        """The bytes of a file."""
+        if content.length < _SMALL:
+            for offset, data in self.store.read(self.manifest, content):
+                write([(offset, len(data))], memoryview(data))
+        else:
+            with self.store.fetch(self.manifest, content) as fetch:
+                fetch.deliver(write)
 
     def _rebuild(
         self, stub: Stub, build: Build, base: int, steps: Sequence[tuple[int, rebuild.Step]]
@@ -402,7 +450,6 @@ class _Thaw:
                 fetch.close()
         for process in self.manifest.processes:
             agent = self.agents[process.pid]
-            agent.ignores_trap = process.actions.get(signal.SIGTRAP) == agent.trap_action()
             agent.remove(self._last_site(process, agent))
         self.mark("rebuilt")
 
@@ -419,6 +466,7 @@ class _Thaw:
 
     def _do(self, build: Build, agent: Agent, pid: int, step: rebuild.Step) -> None:
         target = agent.target
+        faults.reached(type(step).__name__)
         if isinstance(step, Batch):
             if step.calls:
                 self._run(build, agent, step, target.leader)
@@ -567,6 +615,7 @@ class _Thaw:
             tracing.set_signal_mask(tid, thread.signal_mask)
             target.registers[tid] = thread.registers
             target.masks[tid] = thread.signal_mask
+            faults.reached("a thread has its registers")
         with contextlib.suppress(OSError):
             Path(f"/proc/{target.pid}/oom_score_adj").write_text(str(process.oom_score_adj))
 

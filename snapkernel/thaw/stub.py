@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapkernel import procfs
+from snapkernel import faults, procfs
 from snapkernel._native import ffi, lib
 from snapkernel.errors import CannotRestore
 from snapkernel.freeze import tracing
@@ -49,6 +49,7 @@ class Stub:
         parent: the kernel-init on our side; it ends with the status of the process.
         init_pid: pid 1 of the namespace, on this host.
         user_namespace: it has a user namespace of its own.
+        files: what was made for it on this host.
         own_proc: it has a ``/proc`` of its own, which shows its process ids.
     """
 
@@ -56,6 +57,7 @@ class Stub:
     parent: subprocess.Popen[bytes]
     init_pid: int
     user_namespace: bool
+    files: Files
     own_proc: bool
 
     def destroy(self, others: Sequence[Target] = ()) -> None:
@@ -68,6 +70,33 @@ class Stub:
         for target in targets.values():
             target.kill()
         self.parent.wait()
+        self.files.close()
+
+
+class Files:
+    """Names of files that are of use only if the process comes to run. The kernel-init, which knows
+    them by a pipe, removes them if that never happens, whatever becomes of us."""
+
+    def __init__(self) -> None:
+        self.theirs, self._ours = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def begin(self, path: str | bytes | Path) -> None:
+        """A file of that name is about to be made."""
+        with contextlib.suppress(BlockingIOError):  # more than fit in; they would stay
+            os.write(self._ours, os.fsencode(os.path.abspath(path)) + b"\0")
+
+    def keep(self) -> None:
+        """The process runs."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._ours, b"\0")
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more will be made."""
+        for descriptor in (self.theirs, self._ours):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.theirs = self._ours = -1
 
 
 def needs_user_namespace() -> bool:
@@ -98,12 +127,22 @@ class Spawn:
         the process; the environment of kernel-init says where its connection file will be."""
         told = [] if report is None else [report]
         self._own = needs_user_namespace()
+        self._files = Files()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(process, clocks, theirs.fileno(), streams, self._own, terminals, report),
-                pass_fds=(theirs.fileno(), *streams, *told),
+                _command(
+                    process,
+                    clocks,
+                    theirs.fileno(),
+                    self._files.theirs,
+                    streams,
+                    self._own,
+                    terminals,
+                    report,
+                ),
+                pass_fds=(theirs.fileno(), self._files.theirs, *streams, *told),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -116,6 +155,7 @@ class Spawn:
         self._control.close()
         self._parent.kill()
         self._parent.wait()
+        self._files.close()
 
     def stopped(self) -> Stub:
         """Wait for the stub, and stop it before its first instruction.
@@ -126,11 +166,17 @@ class Spawn:
         pid = 0
         try:
             word, init = _expect(self._control, b"init", b"init without /proc")
+            faults.reached("the namespaces are there")
             _, pid = _expect(self._control, b"stub")
+            faults.reached("the stub is born")
             tracing.request(tracing.SEIZE, pid, 0, _OPTIONS)
+            faults.reached("the stub is seized")
             self._control.send(b"x")
+            faults.reached("the stub may go on")
             _run_to_end_of_exec(pid)
-            return Stub(Target(pid, [pid]), self._parent, init, self._own, word == b"init")
+            faults.reached("the stub is empty")
+            own_proc = word == b"init"
+            return Stub(Target(pid, [pid]), self._parent, init, self._own, self._files, own_proc)
         except BaseException:
             if pid:
                 with contextlib.suppress(ProcessLookupError):
@@ -146,12 +192,13 @@ def _command(
     process: Process,
     clocks: Clocks,
     control: int,
+    files: int,
     streams: Sequence[int],
     own: bool,
     terminals: bool,
     report: int | None,
 ) -> list[str]:
-    command = [str(LIBEXEC / "kernel-init"), "--control", str(control)]
+    command = [str(LIBEXEC / "kernel-init"), "--control", str(control), "--files", str(files)]
     for name in ("pid", "ppid", "sid", "pgid"):
         command += [f"--{name}", str(getattr(process, name))]
     credentials = process.credentials
