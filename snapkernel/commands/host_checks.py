@@ -187,12 +187,12 @@ def _start_init(maps: list[str]) -> tuple[str, bool]:
     clocks = ["--monotonic", "0 0", "--boottime", "0 0"]
     ids = ["--pid", "4242", "--ppid", "1", "--sid", "4242", "--pgid", "4242"]
     own_proc = True
-    with ours, theirs:
+    with ours, theirs, open(os.devnull, "rb") as files:
         ours.settimeout(PATIENCE)
-        control = ["--control", str(theirs.fileno())]
+        control = ["--control", str(theirs.fileno()), "--files", str(files.fileno())]
         with subprocess.Popen(
             [LIBEXEC / "kernel-init", *control, *ids, *maps, *clocks, LIBEXEC / "stub"],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), files.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

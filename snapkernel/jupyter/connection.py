@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 from jupyter_core.paths import jupyter_runtime_dir
 
-from snapkernel import faults
+from snapkernel import faults, procfs
 from snapkernel.errors import CannotRestore, TargetError
 from snapkernel.jupyter.listeners import ConnectionInfo, listeners, listens, processes
 
@@ -284,6 +284,5 @@ def _without_descendants(pids: list[int]) -> list[int]:
 
 def _parent(pid: int) -> int:
     with contextlib.suppress(OSError):
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return int(stat.rpartition(")")[2].split()[1])
+        return int(procfs.stat(pid)[1])
     return 0

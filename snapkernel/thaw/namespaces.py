@@ -107,7 +107,13 @@ PARTS = (
     ),
     Part(
         "pid and mount namespaces",
-        ("new pid and mount namespaces", "fork", "setsid", "keep mounts to ourselves"),
+        (
+            "new pid and mount namespaces",
+            "fork",
+            "setsid",
+            "keep mounts to ourselves",
+            "mount /dev/pts",
+        ),
         _capability_causes,
         "allow them (CAP_SYS_ADMIN in a container), or run outside of the container",
     ),
