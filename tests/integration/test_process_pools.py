@@ -3,7 +3,11 @@ original, in the original, and after the original has ended."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,6 +95,27 @@ POOLS = {
 }
 
 
+OWN_NAMES = """
+import multiprocessing, os
+multiprocessing.current_process()._config['semprefix'] = f'/snapkernel-{os.getpid()}'
+"""
+"""Semaphores get names with the kernel's pid, as other libraries give them."""
+
+
+@contextlib.contextmanager
+def swept(snapshot: snapkernel.Snapshot, host_pid: int) -> Iterator[None]:
+    """Nobody is left to remove what processes have in /dev/shm that are killed."""
+    started = {host_pid, *(process.pid for process in snapshot.manifest.processes)}
+    named = {Path(record.name).name for record in snapshot.manifest.shared_memory}
+    try:
+        yield
+    finally:
+        for path in Path("/dev/shm").iterdir():
+            numbers = map(int, re.findall(r"[0-9]+", path.name))
+            if path.name in named or started.intersection(numbers):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("stop", [False, True], ids=["live", "stopped"])
 @pytest.mark.parametrize("name", sorted(POOLS))
 def test_workers(name: str, stop: bool, tmp_path: Path, store: str) -> None:
@@ -99,13 +124,16 @@ def test_workers(name: str, stop: bool, tmp_path: Path, store: str) -> None:
     if package in ("joblib", "torch") and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed (the extras [test,torch] bring it)")
     prepare, ask, answer = POOLS[name]
-    with Kernel.start(tmp_path / "original") as original:
-        original.execute(prepare, TIME)
+    with contextlib.ExitStack() as stack:
+        original = stack.enter_context(Kernel.start(tmp_path / "original"))
+        original.execute(OWN_NAMES + prepare, TIME)
         snapshot = snapkernel.checkpoint(original.pid, store=store, stop=stop)
-        with Kernel.restore(snapshot, store, tmp_path / "copy") as copy:
-            assert copy.execute(ask, TIME).strip() == answer
-        if not stop:
-            assert original.execute(ask, TIME).strip() == answer
+        with swept(snapshot, original.pid):
+            with Kernel.restore(snapshot, store, tmp_path / "copy") as copy:
+                assert copy.execute(ask, TIME).strip() == answer
+            if not stop:
+                assert original.execute(ask, TIME).strip() == answer
+            stack.close()
 
 
 def test_an_orphan_is_left_out(tmp_path: Path, store: str) -> None:
