@@ -109,8 +109,8 @@ def measure(
         stored = tool.stored()
     warm(memory)
     with tool.restore() as restored:
-        if restored.get("pid"):
-            os.kill(restored["pid"], signal.SIGKILL)
+        if isinstance(tool, Criu):  # whose tree does not end with its first process
+            os.killpg(restored["pid"], signal.SIGKILL)
     return Measurement(
         round=round,
         tool=tool.name,

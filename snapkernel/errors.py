@@ -45,8 +45,8 @@ class Finding:
         object: the object, named as the user knows it.
         status: ``"saved"``, ``"replaced"`` (something equivalent stands in its place after
             a restore, such as a standard stream), ``"closed"`` (comes back as a closed
-            connection), ``"shared"`` (belongs to a file, and is not in the snapshot) or
-            ``"refused"``.
+            connection), ``"shared"`` (belongs to a file, and is not in the snapshot),
+            ``"left"`` (a file that was asked for and does not travel) or ``"refused"``.
         reason: why the status is what it is.
         remedy: what to do about it, where something can be done.
     """
@@ -108,4 +108,4 @@ class DamagedSnapshot(StoreError):
 
 
 class InvalidName(SnapkernelError):
-    """A snapshot name with characters that are not allowed."""
+    """A snapshot's name with characters that are not allowed, or a pattern that fits no path."""

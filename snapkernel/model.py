@@ -112,6 +112,42 @@ class FileIdentity(Record, frozen=True, kw_only=True):
     build_id: str = ""
 
 
+class CarriedFile(Record, frozen=True, kw_only=True):
+    """A file, or symbolic link, that travels with the snapshot.
+
+    Attributes:
+        path: as the process saw it.
+        size: bytes.
+        mode: permission bits, without those that give whoever runs it other rights.
+        owner: user and group.
+        mtime_ns: time of the last modification.
+        device: number of its file system; with ``inode`` and ``born_ns`` it tells, on the host of
+            ``Host.boot_id``, whether a file is this very one.
+        inode: number.
+        born_ns: when it was made; 0 when its file system does not know.
+        attributes: extended attributes of the user (xattr(7)), with their whole names.
+        target: of a symbolic link, else empty.
+        common: others on its host use it as well: a history or setting of the user, or a log that
+            the process was started with. Where a host has one, that is used.
+        content: its bytes.
+    """
+
+    WORDS = ("device", "inode")
+
+    path: str
+    size: Natural
+    mode: Natural
+    owner: tuple[Natural, Natural]
+    mtime_ns: int
+    device: Word = 0
+    inode: Word = 0
+    born_ns: int = 0
+    attributes: dict[str, bytes] = {}
+    target: str = ""
+    common: bool = False
+    content: Content = Content()
+
+
 class SharedMemory(Record, frozen=True, kw_only=True):
     """An object without a path that mappings and descriptors refer to: shared anonymous memory,
     a memfd, or a deleted file.
@@ -885,6 +921,7 @@ class Host(Record, frozen=True, kw_only=True):
         processors: how many it had.
         page_size: bytes.
         cpu_features: the processor's features that programs may rely on.
+        boot_id: ``/proc/sys/kernel/random/boot_id``: another one each time the host is booted.
     """
 
     name: str
@@ -894,6 +931,7 @@ class Host(Record, frozen=True, kw_only=True):
     processors: Natural = 1
     page_size: Natural
     cpu_features: tuple[str, ...] = ()
+    boot_id: str = ""
 
 
 class Note(Record, frozen=True, kw_only=True):
@@ -915,6 +953,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         mode: ``live`` or ``stop``.
         processes: every parent before its children; the first is an ancestor of all.
         zombies: descendants that have ended.
+        files: mapped files that must be there on restore, most of them the same.
+        carried: files that travel with the snapshot.
         packs: names of the packs that hold the chunks.
         memory_bytes: bytes of process memory that the snapshot holds.
         stored_bytes: bytes that it added to the store, packs and index.
@@ -936,6 +976,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     terminals: tuple[Terminal, ...] = ()
     shared_memory: tuple[SharedMemory, ...] = ()
     files: tuple[FileIdentity, ...] = ()
+    carried: tuple[CarriedFile, ...] = ()
     packs: tuple[str, ...] = ()
     memory_bytes: Natural = 0
     stored_bytes: Natural = 0

@@ -2,9 +2,10 @@
 
 ``snapkernel.model`` refuses wrong types and references that lead nowhere. What passes here as well
 describes something that a kernel can be asked for in a bounded number of system calls, and asking
-for it changes nothing outside of the restored process: no file is made, truncated or written, no
-path leads through another process, no option is set that concerns others. Only the names of unix
-sockets make files, as they must, where there is none but a socket that nobody has.
+for it changes nothing outside of the restored process: no file is truncated or written, no path
+leads through another process, no option is set that concerns others. Only the names of unix sockets
+make files, as they must, where there is none but a socket that nobody has, and files that travel
+are written where there are none: of these see ``portability.files``.
 
 It says nothing of what the process will do when it runs: a snapshot is a program, and a restore
 runs it with the rights of whoever restores it.
@@ -22,6 +23,7 @@ from snapkernel.arch import Architecture
 from snapkernel.model import (
     RUN,
     AnyDescription,
+    CarriedFile,
     CharacterDevice,
     ClosedSocket,
     Content,
@@ -49,7 +51,7 @@ from snapkernel.model import (
     UnixQueue,
     UnixSocket,
 )
-from snapkernel.resources import socket_options, terminal, terminal_queue, unix_queue
+from snapkernel.resources import file_choice, socket_options, terminal, terminal_queue, unix_queue
 
 MOST = 1 << 20
 """Entries of a table: the default of fs.nr_open, and more than the largest of other limits."""
@@ -69,6 +71,10 @@ _MOST_FILE = (1 << 63) - 1
 _LARGEST_PAGE = 1 << 16
 _MOST_MODE = 0o7777
 _MOST_NAME = 108
+_MOST_NAME_OF_ATTRIBUTE = 255
+"""XATTR_NAME_MAX."""
+_MOST_RIGHTS_OF_FILE = 0o777
+"""A file that gives whoever runs it the rights of its owner is not made for a restore."""
 _MOST_RIGHTS = 253
 """SCM_MAX_FD (<net/scm.h>)."""
 _PAGES = frozenset({1 << 12, 1 << 14, 1 << 16})
@@ -97,6 +103,9 @@ def check(manifest: Manifest) -> None:
         raise ValueError(f"no architecture has pages of {page} bytes")
     for file in manifest.files:
         _path("a mapped file", file.path)
+    if len(manifest.host.boot_id) > _MOST_TEXT:
+        raise ValueError("its host has an impossible boot id")
+    _carried(manifest.carried)
     for record in manifest.shared_memory:
         _shared_memory(record)
     for pipe in manifest.pipes:
@@ -125,6 +134,7 @@ def _tables(manifest: Manifest) -> None:
         manifest.terminals,
         manifest.shared_memory,
         manifest.files,
+        manifest.carried,
         manifest.packs,
         manifest.notes,
     ]
@@ -183,6 +193,53 @@ def _path(what: str, path: str) -> None:
         raise ValueError(f"{what}: {path[:80]!r} is not a path from the root directory")
     if _LEADS_ELSEWHERE.fullmatch(path):
         raise ValueError(f"{what}: {path[:80]!r} leads into a process")
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def _carried(files: Sequence[CarriedFile]) -> None:
+    """What is written for a restore: plain files and links, each in a place of its own. Where they
+    may be written is for ``portability.files`` to decide, which looks at the host."""
+    paths = {file.path for file in files}
+    if len(paths) != len(files):
+        raise ValueError("two files travel to the same path")
+    for file in files:
+        what = f"file {file.path[:80]!r}"
+        _path(what, file.path)
+        if (
+            file.path != os.path.normpath(file.path)
+            or file.path.startswith("//")
+            or not file.path[1:]
+        ):
+            raise ValueError(f"{what}: is not the name of a file")
+        if file_choice.is_of_kernel(file.path):
+            raise ValueError(f"{what}: the kernel has no such files")
+        above = file.path
+        while (above := os.path.dirname(above)) != "/":
+            if above in paths:
+                raise ValueError(f"{what}: is below another file")
+        _carried_file(what, file)
+
+
+def _carried_file(what: str, file: CarriedFile) -> None:
+    _text(what, file.target)
+    if file.mode > _MOST_RIGHTS_OF_FILE or max(file.owner) >= 1 << 32:
+        raise ValueError(f"{what}: has a mode or owner that does not travel")
+    if abs(file.mtime_ns) > _MOST_FILE or abs(file.born_ns) > _MOST_FILE:
+        raise ValueError(f"{what}: has an impossible time")
+    if file.size > _MOST_FILE - _LARGEST_PAGE or (file.target and file.size):
+        raise ValueError(f"{what}: has an impossible size")
+    if max((sum(run) for run in file.content.iter_runs()), default=0) > file.size:
+        raise ValueError(f"{what}: has content behind its end")
+    total = 0
+    for name, value in file.attributes.items():
+        _text(what, name)
+        if not name.startswith("user.") or len(name.encode()) > _MOST_NAME_OF_ATTRIBUTE:
+            raise ValueError(f"{what}: the attribute {name[:80]!r} does not travel")
+        total += len(name.encode()) + len(value)
+    if total > file_choice.MOST_ATTRIBUTES or (file.target and total):
+        raise ValueError(f"{what}: has more attributes than a file can have")
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -59,6 +59,14 @@ def free_swap() -> int:
     return int(text("/proc/meminfo").partition("SwapFree:")[2].split()[0]) << 10
 
 
+def boot_id() -> str:
+    """Of this host until it is booted again; empty where it may not be read."""
+    try:
+        return text("/proc/sys/kernel/random/boot_id").strip()
+    except OSError:
+        return ""
+
+
 def status(pid: int, tid: int | None = None) -> dict[str, str]:
     """``/proc/PID/status``, or that of a thread, by field.
 

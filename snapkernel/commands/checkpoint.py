@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from snapkernel.commands.options import json_option, process_argument, store_option
+from snapkernel.commands.options import files_option, json_option, process_argument, store_option
 from snapkernel.commands.output import format_seconds, format_size, message, print_json
 from snapkernel.commands.progress import progress
 
@@ -14,8 +14,11 @@ from snapkernel.commands.progress import progress
 @store_option
 @click.option("--name", default="", help="A name for the snapshot; the newest of a name counts.")
 @click.option("--stop", is_flag=True, help="End the process once the snapshot is safe.")
+@files_option
 @json_option
-def command(target: str, store: str | None, name: str, stop: bool, as_json: bool) -> None:
+def command(
+    target: str, store: str | None, name: str, stop: bool, files: tuple[str, ...], as_json: bool
+) -> None:
     """Save a process and print the snapshot's id. It goes on running meanwhile.
 
     PID may also be a Jupyter connection file or a kernel id.
@@ -24,7 +27,9 @@ def command(target: str, store: str | None, name: str, stop: bool, as_json: bool
 
     pid = snapkernel.resolve_target(target)
     with progress() as report:
-        snapshot = snapkernel.checkpoint(pid, store=store, name=name, stop=stop, progress=report)
+        snapshot = snapkernel.checkpoint(
+            pid, store=store, name=name, stop=stop, files=files, progress=report
+        )
     for note in snapshot.notes:
         message(f"note: {note}")
     if as_json:
@@ -37,12 +42,16 @@ def command(target: str, store: str | None, name: str, stop: bool, as_json: bool
                 "safe_s": snapshot.safe_s,
                 "memory_bytes": snapshot.memory_bytes,
                 "stored_bytes": snapshot.stored_bytes,
+                "files": [{"path": file.path, "size": file.size} for file in snapshot.files],
+                "file_bytes": snapshot.file_bytes,
                 "pid": snapshot.pid,
                 "timings": dict(snapshot.timings),
                 "notes": list(snapshot.notes),
             }
         )
         return
+    if snapshot.files:
+        message(f"{len(snapshot.files)} files of {format_size(snapshot.file_bytes)} travel with it")
     message(
         f"paused for {format_seconds(snapshot.pause_s)}, safe after "
         f"{format_seconds(snapshot.safe_s)}: {format_size(snapshot.memory_bytes)} of memory, "

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import click
 
-from snapkernel.commands.options import json_option, process_argument
+from snapkernel.commands.options import files_option, json_option, process_argument
 from snapkernel.commands.output import message, print_json, print_table
 
 
 @click.command("explain")
 @process_argument
+@files_option
 @json_option
 @click.pass_context
-def command(ctx: click.Context, target: str, as_json: bool) -> None:
+def command(ctx: click.Context, target: str, files: tuple[str, ...], as_json: bool) -> None:
     """Tell whether a process can be saved.
 
     What becomes of each of its objects is listed, and what stands in the way. The exit status is
@@ -20,7 +21,7 @@ def command(ctx: click.Context, target: str, as_json: bool) -> None:
     """
     import snapkernel
 
-    findings = snapkernel.explain(snapkernel.resolve_target(target))
+    findings = snapkernel.explain(snapkernel.resolve_target(target), files)
     refused = [finding for finding in findings if finding.status == "refused"]
     if as_json:
         objects = [

@@ -22,7 +22,7 @@ def command(store: str | None, as_json: bool) -> None:
         print_json(msgspec.to_builtins(summaries))
         return
     print_table(
-        ("ID", "NAME", "CREATED", "HOST", "MEMORY", "STORED"),
+        ("ID", "NAME", "CREATED", "HOST", "MEMORY", "FILES", "STORED"),
         (
             (
                 summary.id[:12],
@@ -30,6 +30,7 @@ def command(store: str | None, as_json: bool) -> None:
                 summary.created,
                 summary.host,
                 format_size(summary.memory_bytes),
+                format_size(summary.file_bytes),
                 format_size(summary.stored_bytes),
             )
             for summary in summaries

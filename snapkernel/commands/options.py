@@ -15,6 +15,17 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON: times in seconds, sizes in bytes."
 )
 
+files_option = click.option(
+    "--files",
+    metavar="open|written|none|PATTERN",
+    multiple=True,
+    default=("open",),
+    show_default=True,
+    help="Which files travel with a snapshot: those that are open, those written below the working "
+    "directory since the process began, none, or such that fit a pattern ('results/**/*.csv'). May "
+    "be given several times; open files are meant unless `none` is.",
+)
+
 snapshot_argument = click.argument("snapshot")
 """An id, an unambiguous prefix of one, or a name (the newest of that name)."""
 

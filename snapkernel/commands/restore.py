@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     help="Where to write the connection file of a restored Jupyter kernel.",
 )
 @click.option("--detach", is_flag=True, help="Return when the process runs.")
+@click.option(
+    "--files",
+    type=click.Choice(["refuse", "keep", "overwrite", "beside", "none"]),
+    default="refuse",
+    show_default=True,
+    help="Files of the snapshot are written where they are missing. Where another file stands: "
+    "refuse to restore, keep it and use it, overwrite it, or put the snapshot's beside it for the "
+    "copy. With `none` no file is written at all.",
+)
 @click.option("--plan", is_flag=True, help="Print what would be done, call by call; do nothing.")
 @json_option
 @click.pass_context
@@ -41,6 +50,7 @@ def command(
     lazy: bool,
     connection_file: Path | None,
     detach: bool,
+    files: str,
     plan: bool,
     as_json: bool,
 ) -> None:
@@ -59,7 +69,7 @@ def command(
     if plan and (detach or connection_file or lazy):
         raise click.UsageError("--plan restores nothing: leave the other options away")
     if plan:
-        lines = snapkernel.plan(snapshot, store=store)
+        lines = snapkernel.plan(snapshot, store=store, files=files)
         if as_json:
             print_json({"plan": list(lines)})
         else:
@@ -76,6 +86,7 @@ def command(
             lazy=lazy,
             connection_file=connection_file,
             stdio=None if detach else (0, 2 if as_json else 1, 2),
+            files=files,
             report=foreground.report if foreground else None,
             progress=report,
         )

@@ -56,6 +56,10 @@ def _summary(manifest: Manifest) -> dict[str, object]:
             {"path": file.path, "size": file.size, "build_id": file.build_id}
             for file in manifest.files
         ],
+        "carried": [
+            {"path": file.path, "size": file.size, "target": file.target, "common": file.common}
+            for file in manifest.carried
+        ],
         "notes": [
             {"object": note.object, "status": note.status, "reason": note.reason}
             for note in manifest.notes
@@ -104,6 +108,9 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "stored", f"{format_size(manifest.stored_bytes)} new, in {len(manifest.packs)} packs"
     yield "jupyter", "a kernel" if manifest.jupyter is not None else "-"
     yield "files", f"{len(manifest.files)} that must be the same on restore"
+    for file in manifest.carried:
+        what = f"link to {file.target}" if file.target else format_size(file.size)
+        yield "carried", f"{file.path} ({what})"
     for process in manifest.processes:
         yield from _process_lines(manifest, process)
     for note in manifest.notes:

@@ -24,6 +24,7 @@ from snapkernel.freeze.target import Memory, Target, why_not
 from snapkernel.freeze.way_back import Code, find_code, is_there, writable
 from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process, Zombie
 from snapkernel.resources import (
+    carried_file,
     credentials,
     descriptors,
     family,
@@ -37,7 +38,9 @@ from snapkernel.resources import (
     timers,
     vdso,
 )
+from snapkernel.resources.carried_file import Found
 from snapkernel.resources.context import Capture, Saver
+from snapkernel.resources.file_choice import NOTHING, Choice
 from snapkernel.resources.open_file import open_table
 from snapkernel.store.early import Early
 
@@ -97,8 +100,9 @@ class _EndedError(Exception):
     """A descendant has ended while it was looked at."""
 
 
-def survey(pid: int) -> Survey:
-    """Look at a running process and its descendants, without touching them.
+def survey(pid: int, choice: Choice = NOTHING) -> Survey:
+    """Look at a running process and its descendants, without touching them. ``choice`` is of the
+    files that are to travel.
 
     What they have may change while it is looked at; only what is refused three times is refused. A
     descendant may end: then all are looked at again, since what it had is mixed with what others
@@ -112,7 +116,7 @@ def survey(pid: int) -> Survey:
     looks = ends = 0
     while True:
         try:
-            found = _look_from_outside(pid)
+            found = _look_from_outside(pid, choice)
         except _EndedError:
             ends += 1
             if ends == _ENDS:
@@ -132,8 +136,8 @@ def _is_ending(pid: int) -> bool:
         return True
 
 
-def _look_from_outside(pid: int) -> Survey:
-    capture = Capture(pid)
+def _look_from_outside(pid: int, choice: Choice) -> Survey:
+    capture = Capture(pid, choice=choice)
     looks: dict[int, Look] = {}
     members: list[family.Member] = []
     for one in [pid, *procfs.descendants(pid)]:
@@ -154,6 +158,9 @@ def _look_from_outside(pid: int) -> Survey:
             descriptors.capture(capture, table)
             for one in looks:
                 terminal.capture_controlling(capture, one, looks)
+            areas = [area for look in looks.values() for area in look.areas]
+            files = carried_file.capture(capture, table, areas)
+        _search(capture, list(looks), files)
     except (TargetError, OSError) as error:
         if any(one != pid and _is_ending(one) for one in looks):
             raise _EndedError from None
@@ -161,6 +168,16 @@ def _look_from_outside(pid: int) -> Survey:
             raise why_not(pid, error.errno or 0) from None
         raise
     return Survey(capture, looks)
+
+
+def _search(capture: Capture, pids: list[int], found: list[Found]) -> None:
+    """Tell of the files that nobody has open and that travel."""
+    choice = capture.choice
+    if choice.written or choice.patterns:
+        here = carried_file.places(pids)
+        began = carried_file.began(capture.pid)
+        for one in carried_file.search(capture, here, began, found):
+            capture.travels(f"file {one.path}", one.bytes)
 
 
 def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
@@ -295,19 +312,20 @@ def capture(
     save: Saver | None,
     early: dict[tuple[str, int], Early] | None = None,
     each: Callable[[Frozen], None] = lambda frozen: None,
-) -> tuple[Capture, Clocks]:
+    choice: Choice = NOTHING,
+) -> tuple[Capture, Clocks, list[Found]]:
     """Look at stopped processes; the first is an ancestor of all others.
 
     ``each`` is told when a process has been looked at by itself, without what it shares. The shared
     objects they have are read at once, by ``save``, with what was stored of them early. The records
     of their mappings are left for :func:`mappings`, their private memory for :func:`private_runs`:
-    both can be had later.
+    both can be had later, and so can the contents of the files that travel, which are open now.
 
     Raises:
         CannotCheckpoint: one has come to hold something that cannot be saved.
     """
     first = parts[0]
-    root = Capture(first.target.pid, first.target, first.agent, save, files)
+    root = Capture(first.target.pid, first.target, first.agent, save, files, choice)
     root.early = early or {}
     at = clocks(root.pid)
     for part in parts:
@@ -326,12 +344,13 @@ def capture(
         if root.objects:
             shared_memory.save(root)
         terminal.save(root)
+        carried = carried_file.capture(root, table, [a for part in parts for a in part.areas])
     for part in parts:
         pid = part.target.pid
         part.process = msgspec.structs.replace(
             part.process, descriptors=tables[pid], terminal=controlling[pid]
         )
-    return root, at
+    return root, at, carried
 
 
 def _capture_one(part: Frozen) -> Process:

@@ -36,9 +36,10 @@ from snapkernel.freeze.pages import scan_pages
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.freeze.tree import freeze_tree
 from snapkernel.jupyter.connection import find_connection_file, read_connection
-from snapkernel.model import RUN, SCHEMA, Content, Host, Manifest, Note, Zombie
-from snapkernel.resources import memory, process, shared_memory, threads
+from snapkernel.model import RUN, SCHEMA, CarriedFile, Content, Host, Manifest, Note, Zombie
+from snapkernel.resources import carried_file, memory, process, shared_memory, threads
 from snapkernel.resources.context import Capture
+from snapkernel.resources.file_choice import NOTHING, Choice
 from snapkernel.store import SnapshotWriter, Source, Store, check_name
 from snapkernel.store.early import Early
 
@@ -87,6 +88,16 @@ class Snapshot:
         return self.manifest.memory_bytes
 
     @property
+    def files(self) -> tuple[CarriedFile, ...]:
+        """The files that travel with it."""
+        return self.manifest.carried
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of these."""
+        return sum(file.content.length for file in self.manifest.carried)
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes that it added to the store."""
         return self.manifest.stored_bytes
@@ -103,6 +114,7 @@ def checkpoint(
     store: Store | str | None = None,
     name: str = "",
     stop: bool = False,
+    files: str | Sequence[str] = "open",
     progress: Progress | None = None,
 ) -> Snapshot:
     """Save a process with all its descendants. They go on running, unless ``stop``.
@@ -116,25 +128,32 @@ def checkpoint(
         store: where to; see ``Store.open``. It is made when it does not exist.
         name: a name for the snapshot.
         stop: end the processes once the snapshot is safe.
+        files: which files travel with the snapshot: ``open`` ones, those ``written`` below the
+            working directory since the process began, ``none``, or such that fit a pattern; or
+            several of these words. ``open`` is meant unless ``none`` is said. See ``file_choice``.
         progress: is told how far it is.
 
     Raises:
         CannotCheckpoint: a process holds something that cannot be saved.
         TargetError: it does not exist, or may not be traced.
         StoreError: the store cannot be written. The process is unharmed.
-        InvalidName: the name cannot be used.
+        InvalidName: the name cannot be used, or a pattern of files fits no path.
     """
     from snapkernel.freeze import freezer
 
     began = time.perf_counter()
     if name:
         check_name(name)
+    words = [files] if isinstance(files, str) else list(files)
+    Choice.of(words)
     if pid == os.getpid():
         raise TargetError(f"process {pid}", "cannot freeze itself", "call from another process")
     url = store.url if isinstance(store, Store) else store
     if (url or "").startswith("memory:") or _only_ancestors_may_trace():
-        return checkpoint_here(pid, store=store, name=name, stop=stop, progress=progress)
-    snapshot = freezer.run(pid, url, name, stop, progress)
+        return checkpoint_here(
+            pid, store=store, name=name, stop=stop, files=words, progress=progress
+        )
+    snapshot = freezer.run(pid, url, name, stop, words, progress)
     return dataclasses.replace(snapshot, safe_s=time.perf_counter() - began)
 
 
@@ -155,6 +174,7 @@ def checkpoint_here(
     store: Store | str | None = None,
     name: str = "",
     stop: bool = False,
+    files: str | Sequence[str] = "open",
     progress: Progress | None = None,
 ) -> Snapshot:
     """The same as :func:`checkpoint`, in this process and thread, which must not wait for children
@@ -166,14 +186,15 @@ def checkpoint_here(
         faults.reached(step)
         timings[step] = time.perf_counter() - began
 
-    survey = looking.survey(pid)
+    choice = Choice.of(files)
+    survey = looking.survey(pid, choice)
     looking.refuse(pid, survey.findings)
     connection = _connection(pid)
     where = store if isinstance(store, Store) else Store.open(store, create=True)
     mark("survey")
     with (
         where.writer() as writer,
-        contextlib.closing(_Shot(pid, writer, survey, stop, progress, mark)) as shot,
+        contextlib.closing(_Shot(pid, writer, survey, stop, choice, progress, mark)) as shot,
     ):
         shot.take()
         if progress is not None:
@@ -201,7 +222,7 @@ def rehearse() -> None:
     try:
         with Store.open("memory://rehearsal", create=True).writer() as writer:
             survey = looking.survey(child)
-            shot = _Shot(child, writer, survey, False, None, lambda step: None)
+            shot = _Shot(child, writer, survey, False, NOTHING, None, lambda step: None)
             with contextlib.closing(shot), live.ended(shot.freeze()):
                 pass
     finally:
@@ -300,6 +321,7 @@ class _Shot:
         writer: SnapshotWriter,
         survey: looking.Survey,
         stop: bool,
+        choice: Choice,
         progress: Progress | None,
         mark: Callable[[str], None],
     ) -> None:
@@ -307,21 +329,28 @@ class _Shot:
         self.writer = writer
         self.survey = survey
         self.stop = stop
+        self.choice = choice
         self.progress = progress
         self.mark = mark
         self.pause = 0.0
         self.notes: list[Note] = []
         self.parts: list[_Part] = []
         self.zombies: tuple[Zombie, ...] = ()
+        self.carried: list[CarriedFile] = []
+        self._found: list[carried_file.Found] = []
         self.early: dict[tuple[str, int], Early] = {}
         self.no_copies = False
         self._unforked = 0
         self._frozen = contextlib.ExitStack()
+        self._ended = contextlib.ExitStack()
         self.capture: Capture
 
     def close(self) -> None:
         """Whatever happened: processes that are still frozen get their lives back."""
         self._frozen.close()
+        for found in self._found:
+            carried_file.close(found)
+        self._ended.close()
 
     def take(self) -> None:
         """Freeze, look, and store."""
@@ -339,6 +368,7 @@ class _Shot:
                 part.capture.alive = part.copy.target.pid if part.copy is not None else 0
                 parent = areas.get(part.process.ppid)
                 part.process = looking.mappings(part, part.flags, parent)
+            self._store_files(runs_on=bool(copies))
             self._store_memory()
         self.mark("stored")
         faults.reached("memory is stored")
@@ -368,14 +398,17 @@ class _Shot:
                 self.parts.append(part)
             self.mark("agent")
             agents.callback(self._abandon)
-            self.capture, self.clocks = looking.capture(
+            self.capture, self.clocks, self._found = looking.capture(
                 self.parts,
                 self.zombies,
                 self.survey.capture.known,
                 self._save,
                 self.early,
                 self._begin_fork,
+                self.choice,
             )
+            if self.choice.written or self.choice.patterns:
+                self._see_files()
             self.mark("captured")
             return self._copies()
 
@@ -452,6 +485,24 @@ class _Shot:
             return Content()
         return self.writer.store(source, runs, page_size=PAGE, early=early)  # type: ignore[arg-type]
 
+    def _see_files(self) -> None:
+        """What is needed to look for files when the processes may have ended."""
+        root = os.open(f"/proc/{self.pid}/root", os.O_PATH | os.O_CLOEXEC)
+        self._ended.callback(os.close, root)
+        pids = [part.target.pid for part in self.parts]
+        self.places = carried_file.places(pids, f"/proc/self/fd/{root}")
+        self.began = carried_file.began(self.pid)
+
+    def _store_files(self, runs_on: bool) -> None:
+        """Store the files that travel: first of all, for they change while the copies do not."""
+        root = ""
+        if self.choice.written or self.choice.patterns:
+            root = self.places.root
+            self._found += carried_file.search(self.capture, self.places, self.began, self._found)
+        stored = carried_file.store(self._found, root, self._save, self.clocks.realtime_ns, runs_on)
+        self.carried = stored.records
+        self.notes += stored.notes
+
     def _store_memory(self) -> None:
         """Store private pages, of the copies or of the processes."""
         runs = [part.private_runs() for part in self.parts]
@@ -505,6 +556,7 @@ class _Shot:
                 processors=os.cpu_count() or 1,
                 page_size=PAGE,
                 cpu_features=architecture.cpu_features(),
+                boot_id=procfs.boot_id(),
             ),
             clocks=self.clocks,
             processes=tuple(part.process for part in self.parts),
@@ -514,6 +566,7 @@ class _Shot:
             terminals=tuple(capture.terminals),
             shared_memory=tuple(capture.shared_memory),
             files=tuple(capture.files),
+            carried=tuple(self.carried),
             memory_bytes=sum(part.process.memory.content.length for part in self.parts) + shared,
             pause_s=self.pause,
             jupyter=connection,

@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import IO, Any, BinaryIO
 
 from snapkernel.errors import SnapkernelError, StoreError
@@ -33,7 +35,14 @@ _BLOCKED = (
 )
 
 
-def run(pid: int, url: str | None, name: str, stop: bool, progress: Progress | None) -> Snapshot:
+def run(
+    pid: int,
+    url: str | None,
+    name: str,
+    stop: bool,
+    files: Sequence[str],
+    progress: Progress | None,
+) -> Snapshot:
     """Have a freezer take a snapshot, and return it or raise what it raised.
 
     Raises:
@@ -52,7 +61,7 @@ def run(pid: int, url: str | None, name: str, stop: bool, progress: Progress | N
     assert process.stdout is not None
     answered = True
     try:
-        pickle.dump((pid, url, name, stop), process.stdin)
+        pickle.dump((pid, url, name, stop, tuple(files)), process.stdin)
         process.stdin.flush()
         while True:
             kind, *content = _answer(process.stdout)
@@ -109,7 +118,11 @@ def main() -> None:
     def tell(title: str, done: int, total: int) -> None:
         _send(answer, ("progress", title, done, total))
 
-    pid, url, name, stop = pickle.load(sys.stdin.buffer)
+    pid, url, name, stop, files = pickle.load(sys.stdin.buffer)
+    with contextlib.suppress(OSError, ValueError):
+        # We need each descriptor of the target, and one for each file that travels.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.suppress(OSError):
         os.nice(-10)  # the target waits for us; only a privileged user may ask for it
     with contextlib.suppress(SnapkernelError, OSError):
@@ -117,7 +130,7 @@ def main() -> None:
     try:
         message: tuple[str, object] = (
             "snapshot",
-            checkpoint_here(pid, store=url, name=name, stop=stop, progress=tell),
+            checkpoint_here(pid, store=url, name=name, stop=stop, files=files, progress=tell),
         )
     except SnapkernelError as error:
         message = ("error", error)

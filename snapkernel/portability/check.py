@@ -17,12 +17,15 @@ from snapkernel.model import (
     PathDescriptor,
     RegularFile,
 )
+from snapkernel.portability.files import Arrivals
 from snapkernel.resources import device
 
 
-def mismatches(manifest: Manifest) -> list[Finding]:
-    """Everything on this host that is not as the snapshot needs it."""
+def mismatches(manifest: Manifest, arrivals: Arrivals | None = None) -> list[Finding]:
+    """Everything on this host that is not as the snapshot needs it, once the files that travel with
+    it have arrived."""
     host = manifest.host
+    arrivals = arrivals or Arrivals()
     found: list[Finding] = []
 
     def mismatch(object: str, reason: str, remedy: str) -> None:
@@ -51,7 +54,10 @@ def mismatches(manifest: Manifest) -> list[Finding]:
             "restore on a processor that has them",
         )
     needed_of_shared = _needed_of_shared(manifest)
+    found += arrivals.findings
     for index, file in enumerate(manifest.files):
+        if arrivals.brings(file.path):
+            continue
         needed = needed_of_shared.get(index)
         reason = _changed(file) if needed is None else _too_short(file, needed)
         if reason:
@@ -60,6 +66,8 @@ def mismatches(manifest: Manifest) -> list[Finding]:
         for kind, path in _opened_by_path(description):
             if path.startswith("/proc/"):
                 continue  # of the process itself: there when it is
+            if arrivals.brings(path):
+                continue
             try:
                 status = os.lstat(path) if kind == "path" else os.stat(path)
             except OSError:
@@ -72,7 +80,7 @@ def mismatches(manifest: Manifest) -> list[Finding]:
     if reason := _memory(manifest):
         mismatch("memory", reason, "restore on a host with more memory, or end other programs")
     directory = manifest.processes[0].working_directory
-    if not os.path.isdir(directory):
+    if not os.path.isdir(directory) and not arrivals.brings(directory):
         mismatch(f"working directory {directory}", "is not there", "make it")
     return found
 
@@ -168,13 +176,13 @@ def _changed(file: FileIdentity) -> str:
     return "was modified since the snapshot was taken"
 
 
-def refuse_mismatches(manifest: Manifest) -> None:
+def refuse_mismatches(manifest: Manifest, arrivals: Arrivals | None = None) -> None:
     """Raise all mismatches as one error.
 
     Raises:
         CannotRestore: there is one.
     """
-    found = mismatches(manifest)
+    found = mismatches(manifest, arrivals)
     if found:
         reason = "; ".join(f"{finding.object}: {finding.reason}" for finding in found)
         raise CannotRestore(f"snapshot {manifest.id}", reason, found[0].remedy, found)

@@ -25,6 +25,7 @@ from snapkernel.model import (
     Terminal,
     UnixQueue,
 )
+from snapkernel.resources.file_choice import NOTHING, Choice
 
 if TYPE_CHECKING:
     from snapkernel.freeze.agent import Agent
@@ -55,6 +56,7 @@ class Capture:
         save: for contents that must be read while the process is frozen.
         early: what was stored of objects before, by device and inode.
         known: identities of files by path and inode, found out earlier.
+        choice: which files travel.
         alive: pid of a copy of the process, which itself may have ended; 0 for none.
         findings: every object that is not simply saved.
     """
@@ -66,6 +68,7 @@ class Capture:
         agent: Agent | None = None,
         save: Saver | None = None,
         known: dict[tuple[str, int], FileIdentity] | None = None,
+        choice: Choice = NOTHING,
     ) -> None:
         self.pid = pid
         self.target = target
@@ -73,6 +76,7 @@ class Capture:
         self.save = save
         self.alive = 0
         self.known = {} if known is None else known
+        self.choice = choice
         self.findings: list[Finding] = []
         self.descriptions: list[AnyDescription] = []
         self.pipes: list[Pipe] = []
@@ -113,6 +117,12 @@ class Capture:
         """This object is saved whole; only said where somebody asks for an explanation."""
         if self.target is None:
             self.findings.append(Finding(object, "saved"))
+
+    def travels(self, object: str, size: int, common: bool = False) -> None:
+        """This file goes with the snapshot; where a host has a common one, that is used."""
+        reason = f"its {size} bytes travel"
+        reason += ", and are used where a host has no such file" if common else ""
+        self.findings.append(Finding(object, "saved", reason))
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -194,6 +204,7 @@ class Build:
         ports: old to new TCP ports.
         names: ``struct sockaddr`` that each bound socket has got.
         routes: the listener that each unix socket connects to, by description.
+        paths: where files are on this host that are not at their old places.
         far_ends: the other ends of unix sockets whose peer is gone, until all is sent from them.
         notes: what the user should know.
         begin_file: is told of a file that is of use only if the process comes to run, before it is
@@ -213,6 +224,7 @@ class Build:
     ports: dict[int, int] = field(default_factory=dict)
     names: dict[int, bytes] = field(default_factory=dict)
     routes: dict[int, int] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
     far_ends: dict[int, Cell] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     begin_file: Callable[[str], None] = lambda path: None

@@ -249,6 +249,7 @@ def _map(
         flags |= MAP_ANONYMOUS
     else:
         path = build.manifest.files[mapping.file].path
+        path = build.paths.get(path, path)
         note += f" ({path})"
         writable = mapping.shared and "mw" in mapping.flags
         if (mapping.file, writable) not in opened:

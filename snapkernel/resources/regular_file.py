@@ -90,7 +90,7 @@ def create(build: Build, batch: Batch, record: RegularFile | ObjectFile, index: 
             build, batch, build.held_object(record.object), record.flags, note
         )
     else:
-        note = record.file.path
+        note = build.paths.get(record.file.path, record.file.path)
         fresh = Cell("fresh")
         path = os.fsencode(note) + b"\0"
         batch.call("openat", AT_FDCWD, path, record.flags, store=fresh, note=f"file {note}")

@@ -11,7 +11,6 @@ own, through ``/proc/self/fd``.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
@@ -43,6 +42,7 @@ from snapkernel.freeze.target import Memory
 from snapkernel.model import Content, Manifest, Mapping, Note, Process, SharedMemory
 from snapkernel.resources import unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
+from snapkernel.resources.file_content import FileSource, data_runs
 from snapkernel.resources.mapped_view import MappedSource, View, look, offsets, present
 from snapkernel.store.early import Early
 
@@ -176,27 +176,6 @@ def object_of(capture: Capture, area: procfs.Area) -> int | None:
     return known.index
 
 
-class FileSource:
-    """Bytes of an open file, by offset."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def read_into(self, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-        """Fill the buffer; a file that ends early leaves zeros, as a mapping of it would."""
-        at = 0
-        for offset, length in runs:
-            done = 0
-            while done < length:
-                part = buffer[at + done : at + length]
-                got = os.preadv(self.descriptor, [part], offset + done)
-                if not got:
-                    part[:] = bytes(len(part))
-                    got = len(part)
-                done += got
-            at += length
-
-
 class _Changing:
     """A source that is read while it changes. What cannot be read any more becomes zeros: it is
     looked at again."""
@@ -233,7 +212,7 @@ def _save_early(capture: Capture, known: SharedObject) -> Early:
                 if known.kind == "anonymous" and size:  # nobody can make it shorter
                     early.view = memoryview(mmap.mmap(opened, size, prot=mmap.PROT_READ))
                 source: FileSource | MappedSource = FileSource(opened)
-                runs = _data_runs(opened, size)
+                runs = data_runs(opened, size)
             else:
                 memory = stack.enter_context(closing(Memory(holder.pid)))
                 pieces = present(holder.pid, known.areas)
@@ -272,7 +251,7 @@ def _record(capture: Capture, known: SharedObject, early: Early | None) -> Share
             if known.kind == "memfd":
                 seals = fcntl.fcntl(opened, F_GET_SEALS)
             if capture.save is not None:
-                content = capture.save(FileSource(opened), _data_runs(opened, size), early)
+                content = capture.save(FileSource(opened), data_runs(opened, size), early)
         elif known.areas and capture.save is not None:
             view = look(capture, known)
             if known.kind != "anonymous" and not known.link:
@@ -307,23 +286,6 @@ def _open(capture: Capture, known: SharedObject) -> int | None:
         except OSError:
             continue
     return None
-
-
-def _data_runs(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """The parts of a file that are not holes (lseek(2), SEEK_DATA)."""
-    runs = []
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
-            start = at
-        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
-        runs.append((start, end - start))
-        at = end
-    return runs
 
 
 def _tell_unseen(capture: Capture, known: SharedObject, view: View, size: int) -> None:

@@ -52,6 +52,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         architecture: of that host.
         mode: ``live`` or ``stop``.
         memory_bytes: bytes of process memory that it holds.
+        file_bytes: bytes of files that travel with it.
         stored_bytes: bytes that it added to the store.
         schema: version of the manifest's schema.
         software: what wrote it.
@@ -65,6 +66,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str = ""
     mode: str = ""
     memory_bytes: int = 0
+    file_bytes: int = 0
     stored_bytes: int = 0
     schema: int = SCHEMA
     software: str = ""
@@ -120,6 +122,8 @@ def contents(manifest: Manifest) -> Iterator[tuple[str, Content]]:
         yield f"memory of process {process.pid}", process.memory.content
     for number, shared in enumerate(manifest.shared_memory):
         yield f"shared memory {shared.name or number}", shared.content
+    for file in manifest.carried:
+        yield f"file {file.path}", file.content
 
 
 # --- encoding ------------------------------------------------------------------------------------
@@ -151,6 +155,7 @@ def _summarise(manifest: Manifest) -> Summary:
         architecture=manifest.host.architecture,
         mode=manifest.mode,
         memory_bytes=manifest.memory_bytes,
+        file_bytes=sum(file.content.length for file in manifest.carried),
         stored_bytes=manifest.stored_bytes,
         schema=manifest.schema,
         software=manifest.software,

@@ -108,6 +108,9 @@ class SnapshotWriter:
     ) -> None:
         self._pool.shutdown()
         self._closers.shutdown()
+        # Workers and writer refer to each other. If the garbage collector of CPython 3.11 took them
+        # apart, it could clear a memoryview that is still exported, and crash in its end.
+        self._idle.clear()
         if not self._committed:
             self._take_back()
 

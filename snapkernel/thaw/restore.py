@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,8 +34,10 @@ from snapkernel.freeze.target import Memory, Target
 from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
+from snapkernel.portability.files import Arrivals, decide
 from snapkernel.resources import descriptors, family, outer_terminal, sockets, terminal, vdso
 from snapkernel.resources.context import Build, Fill
+from snapkernel.resources.file_arrival import Arrival
 from snapkernel.runs import Run, common
 from snapkernel.store import Fetch, Store
 from snapkernel.thaw import rebuild, streams
@@ -109,6 +111,7 @@ def restore(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    files: str = "refuse",
     report: int | None = None,
     progress: Progress | None = None,
 ) -> RestoredProcess:
@@ -121,6 +124,10 @@ def restore(
         connection_file: where to write a Jupyter kernel's connection file; by default a new one
             in Jupyter's runtime directory.
         stdio: descriptors that become the standard streams; by default /dev/null and a log file.
+        files: what to do where a file of the snapshot is another one here: ``refuse``, ``keep``
+            (use the one that is here), ``overwrite`` or ``beside`` (the copy gets its own); or
+            ``none``: write no file at all. With ``refuse``, which is the default, only such missing
+            files are written as were open or are below a working or temporary directory.
         report: a unix(7) socket of type SOCK_SEQPACKET that gets a wait status, an ``int`` as of
             waitpid(2), whenever the process stops, continues or ends.
         progress: is told how far it is.
@@ -136,6 +143,7 @@ def restore(
         lazy=lazy,
         connection_file=connection_file,
         stdio=stdio,
+        files=files,
         report=report,
         progress=progress,
     )
@@ -148,6 +156,7 @@ class Held:
 
     Attributes:
         targets: of all processes, by pid in their own namespace; the first one first.
+        arrival: the files that were written for them.
     """
 
     stub: Stub
@@ -156,6 +165,7 @@ class Held:
     timings: dict[str, float]
     connection_file: Path | None
     targets: dict[int, Target]
+    arrival: Arrival
 
     @property
     def target(self) -> Target:
@@ -163,12 +173,14 @@ class Held:
         return self.stub.target
 
     def destroy(self) -> None:
-        """End them instead of letting them run."""
+        """End them instead of letting them run, and take back the files."""
         self.stub.destroy(list(self.targets.values()))
+        self.arrival.undo()
 
     @faults.during("restore")
     def release(self) -> RestoredProcess:
         """Let them run."""
+        self.arrival.keep()
         # The first one last: all others end with it, and it with us as long as it is held.
         for process in reversed(self.build.manifest.processes):
             target = self.targets[process.pid]
@@ -203,6 +215,7 @@ def hold(
     lazy: bool | None = None,
     connection_file: Path | str | None = None,
     stdio: tuple[int, int, int] | None = None,
+    files: str = "refuse",
     report: int | None = None,
     progress: Progress | None = None,
 ) -> Held:
@@ -218,8 +231,9 @@ def hold(
         where.fetch(manifest, content) as fetch,
         streams.opened(manifest, stdio) as inherited,
     ):
-        check.refuse_mismatches(manifest)
-        thaw = _Thaw(manifest, where, fetch, inherited, report, progress, began)
+        arrivals = decide(manifest, files)
+        check.refuse_mismatches(manifest, arrivals)
+        thaw = _Thaw(manifest, where, fetch, inherited, arrivals, report, progress, began)
         held = thaw.run()
         try:
             if manifest.jupyter is not None:
@@ -248,8 +262,12 @@ def _undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
+def plan(
+    snapshot: str, *, store: Store | str | None = None, files: str = "refuse"
+) -> Iterator[str]:
     """The ordered steps of a restore as text, readable like strace's. Nothing is done.
+
+    ``files`` is as of ``restore``; first are the files that would be written on this host.
 
     Raises:
         CannotRestore: it is of an architecture that this version does not know.
@@ -268,6 +286,9 @@ def plan(snapshot: str, *, store: Store | str | None = None) -> Iterator[str]:
         architecture,
         {number: 100 + number for number in range(3)},
     )
+    arrivals = decide(manifest, files)
+    build.paths = arrivals.paths
+    yield from (f"-- {line}" for line in arrivals.lines())
     before = build.process.pid
     for pid, step in _steps(build)[1]:
         if pid != before:
@@ -322,6 +343,7 @@ class _Thaw:
         store: Store,
         fetch: Fetch,
         inherited: dict[int, int],
+        arrivals: Arrivals,
         report: int | None,
         progress: Progress | None,
         began: float,
@@ -331,6 +353,8 @@ class _Thaw:
         self._coming = {manifest.processes[0].pid: fetch}
         self._to_send: deque[tuple[int, Content]] = deque()
         self.inherited = inherited
+        self.arrivals = arrivals
+        self.arrival = Arrival()
         self.report = report
         self.progress = progress
         self.began = began
@@ -357,6 +381,7 @@ class _Thaw:
         try:
             faults.reached("kernel-init is started")
             build = Build(self.manifest, first, self.architecture, self.inherited)
+            build.paths, build.notes = self.arrivals.paths, self.arrivals.notes
             base, steps = _steps(build)
             self.mark("planned")
         except BaseException:
@@ -366,15 +391,31 @@ class _Thaw:
         build.begin_file = stub.files.begin
         self.mark("stub")
         try:
+            self.arrival = Arrival(stub.files.begin)
+            self.arrival.write(self.arrivals.orders, self._give)
+            build.notes += self.arrival.notes
+            self.mark("files")
             self._rebuild(stub, build, base, steps)
             for process in self.manifest.processes:
                 self._set_registers(process)
             self.mark("registers")
         except BaseException:
             stub.destroy([agent.target for agent in self.agents.values()])
+            self.arrival.undo()
             raise
         targets = {pid: agent.target for pid, agent in self.agents.items()}
-        return Held(stub, build, self.began, self.timings, None, targets)
+        return Held(stub, build, self.began, self.timings, None, targets, self.arrival)
+
+    def _give(
+        self, content: Content, write: Callable[[list[tuple[int, int]], memoryview], None]
+    ) -> None:
+        """The bytes of a file."""
+        if content.length < _SMALL:
+            for offset, data in self.store.read(self.manifest, content):
+                write([(offset, len(data))], memoryview(data))
+        else:
+            with self.store.fetch(self.manifest, content) as fetch:
+                fetch.deliver(write)
 
     def _rebuild(
         self, stub: Stub, build: Build, base: int, steps: Sequence[tuple[int, rebuild.Step]]

@@ -14,7 +14,8 @@ from mutations import replaced
 from whole import BASE, ID, PAGE, empty_store, forged, manifest, summary, thread
 
 from snapkernel.errors import CannotRestore, DamagedSnapshot, StoreError
-from snapkernel.model import CHUNK, RUN
+from snapkernel.model import CHUNK, RUN, CarriedFile, Content, Manifest
+from snapkernel.portability.files import decide
 from snapkernel.store import Store
 from snapkernel.store import manifest as manifests
 from snapkernel.store.backend import put as put_object
@@ -68,6 +69,15 @@ def locked(start: int, end: int) -> dict[str, Any]:
 def described_twice() -> dict[str, Any]:
     entries = manifest()["processes"][0]["descriptors"]
     return process(descriptors=[*entries, {"number": 13, "description": 0}])
+
+
+def carried(**fields: Any) -> dict[str, Any]:
+    first = manifest()["carried"][0]
+    return put("carried", 0)({**first, **fields})
+
+
+def carried_to(path: str) -> dict[str, Any]:
+    return carried(path=path)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -161,6 +171,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "watched by epoll, and not there": (
         description(7, targets=[{"descriptor": 6, "description": 99, "events": 1, "data": 0}]),
         "entry 99",
+    ),
+    # files that travel
+    "a file to nowhere": (carried_to(""), "root directory"),
+    "a relative file": (carried_to("a"), "root directory"),
+    "a file upwards": (carried_to("/tmp/../etc/cron.d/x"), "root directory"),
+    "a file with a NUL": (carried_to("/tmp/a\0b"), "not a name"),
+    "a file of the kernel": (carried_to("/proc/sys/kernel/core_pattern"), "no such files"),
+    "a file of a process": (carried_to("/proc/self/root/etc/x"), "into a process"),
+    "a file of sysfs": (carried_to("/sys/kernel/x"), "no such files"),
+    "a device": (carried_to("/dev/sda"), "no such files"),
+    "two slashes": (carried_to("//proc/sysrq-trigger"), "not the name of a file"),
+    "a directory": (carried_to("/tmp/a/"), "not the name of a file"),
+    "the root directory": (carried_to("/"), "not the name of a file"),
+    "a file twice": (carried_to("/tmp/snapkernel-fuzz/b"), "same path"),
+    "a file through a link": (carried_to("/tmp/snapkernel-fuzz/b/c"), "below another file"),
+    "a file with the rights of its owner": (carried(mode=0o4755), "mode or owner"),
+    "a user of a file of 33 bits": (carried(owner=[1 << 32, 0]), "mode or owner"),
+    "a file of another time": (carried(mtime_ns=-(1 << 63)), "impossible time"),
+    "a file larger than any": (carried(size=(1 << 63) - 1), "impossible size"),
+    "content behind a file's end": (carried(size=10, content=content(0)), "behind its end"),
+    "a link with a size": (carried(target="/x", size=1), "impossible size"),
+    "a link with a NUL": (carried(target="/x\0"), "not a name"),
+    "a capability": (carried(attributes={"security.capability": b"x"}), "does not travel"),
+    "an access list": (carried(attributes={"system.posix_acl_access": b"x"}), "does not travel"),
+    "large attributes": (carried(attributes={"user.x": bytes(1 << 17)}), "more attributes"),
+    "a million files": (
+        put("carried")([manifest()["carried"][0]] * ((1 << 20) + 1)),
+        "entries",
     ),
     # terminals
     "a terminal that is not there": (description(14, terminal=1), "entry 1 of 1"),
@@ -265,7 +303,7 @@ def test_deep_nesting_in_a_configuration(tmp_path: Path) -> None:
 
 
 def held(plain: dict[str, Any]) -> None:
-    hold(ID, store=forged(plain), stdio=(0, 1, 2)).stub.destroy()
+    hold(ID, store=forged(plain), stdio=(0, 1, 2)).destroy()
 
 
 def test_a_pipe_where_a_file_was(tmp_path: Path) -> None:
@@ -287,6 +325,65 @@ def test_a_device_that_does_something_when_it_is_opened() -> None:
     file = {"path": "/dev/zero", "size": 0, "mtime_ns": 0}
     with pytest.raises(CannotRestore, match="no regular file"):
         held(description(0, file=file))
+
+
+def opened_as(folder: Path, name: str, **fields: Any) -> dict[str, Any]:
+    """One file that travels to a place, and is not open."""
+    first = {**manifest()["carried"][0], "attributes": {}}
+    return put("carried")([{**first, "path": str(folder / name), **fields}])
+
+
+def test_a_file_where_none_is_expected(tmp_path: Path) -> None:
+    """What was not open and is neither below the working directory nor temporary is not written
+    unless it is asked for, nor is what is hidden there."""
+    for path in ("/etc/cron.d", "/root/.ssh", "/tmp/.hidden"):
+        with pytest.raises(CannotRestore, match="missing here, was not open"):
+            held(opened_as(Path(path), "snapkernel-fuzz"))
+        assert not os.path.lexists(f"{path}/snapkernel-fuzz")
+
+
+def test_a_file_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(CannotRestore, match="4 bytes here, 0 in the snapshot"):
+        held(opened_as(tmp_path, "there"))
+    (tmp_path / "link").symlink_to("there")
+    with pytest.raises(CannotRestore, match="4 bytes here, 0 in the snapshot"):
+        held(opened_as(tmp_path, "link"))
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+def test_a_file_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CannotRestore, match="no directory here"):
+        held(opened_as(tmp_path / "file", "x"))
+    with pytest.raises(CannotRestore, match="cannot be looked at"):
+        held(opened_as(tmp_path, "x" * 300))
+
+
+def test_a_sparse_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """Four tebibytes of nothing is compared at once."""
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(1 << 42)
+    record = CarriedFile(
+        path=str(tmp_path / "sparse"), size=1 << 42, mode=0o600, owner=(0, 0), mtime_ns=1
+    )
+    arrivals = decide(make_manifest_with(record))
+    assert not arrivals.findings
+    assert not arrivals.orders
+
+
+def make_manifest_with(record: CarriedFile) -> Manifest:
+    whole = msgspec.convert(manifest(), Manifest)
+    return msgspec.structs.replace(whole, carried=(record,))
+
+
+def test_more_files_than_there_is_room_for(tmp_path: Path) -> None:
+    content = Content(runs=RUN.pack(0, 1 << 60))
+    record = CarriedFile(
+        path=str(tmp_path / "a"), size=1 << 60, mode=0, owner=(0, 0), mtime_ns=1, content=content
+    )
+    (found,) = decide(make_manifest_with(record)).findings
+    assert f"{1 << 60} bytes of files are needed" in found.reason
 
 
 def test_more_memory_than_there_is() -> None:

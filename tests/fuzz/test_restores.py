@@ -61,5 +61,5 @@ def test_changed_manifests_of_a_real_process(
     store.backend.delete(manifests.object_name(id))
     put(store.backend, manifests.object_name(id), [file])
     with suppress(snapkernel.SnapkernelError):
-        hold(id, store=store, stdio=(0, 1, 2)).stub.destroy()
+        hold(id, store=store, stdio=(0, 1, 2)).destroy()
     assert leaks.left_behind(before) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -134,6 +135,12 @@ def manifest() -> dict[str, Any]:
             {"kind": "deleted-file", "name": "/tmp/gone", "size": 9, "mode": 0o600},
         ],
         "files": [_FILE],
+        "carried": [
+            {"path": "/tmp/snapkernel-fuzz/a", "size": 0, "mode": 0o600, "mtime_ns": 1}
+            | {"owner": [0, 0], "attributes": {"user.x": b"y"}, "born_ns": 1, "inode": 5},
+            {"path": "/tmp/snapkernel-fuzz/b", "size": 0, "mode": 0o777, "mtime_ns": 1}
+            | {"owner": [0, 0], "target": "a", "common": True},
+        ],
         "packs": ["ab" * 32],
         "jupyter": {"shell_port": 8888, "key": "x"},
         "notes": [{"object": "fd 5", "status": "replaced"}],
@@ -149,6 +156,9 @@ def summary(plain: dict[str, Any]) -> bytes:
     host = plain.get("host")
     if isinstance(host, dict):
         said |= {"host": host.get("name"), "architecture": host.get("architecture")}
+    with suppress(KeyError, TypeError, AttributeError, struct.error):
+        contents = [file["content"]["runs"] for file in plain["carried"] if "content" in file]
+        said["file_bytes"] = sum(n for runs in contents for _, n in RUN.iter_unpack(runs))
     return msgspec.msgpack.encode(said)
 
 

@@ -133,6 +133,65 @@ def test_a_live_checkpoint_tells_what_it_did(counter: Program, store: str) -> No
     assert freed > 0
 
 
+# Has a file open in its folder.
+WRITER = """
+import os, signal, sys
+log = open("run.log", "w")
+log.write("x" * 5000)
+log.flush()
+with open("result", "w") as result:
+    result.write("done")
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield from start(sys.executable, "-c", WRITER)
+
+
+def test_files_that_travel_are_shown(writer: Program, store: str, tmp_path: Path) -> None:
+    log, result = str(tmp_path / "work/run.log"), str(tmp_path / "work/result")
+    explained = as_json("explain", str(writer.pid), "--files", "written")["objects"]
+    assert isinstance(explained, list)
+    reasons = {found["object"]: found["reason"] for found in explained}
+    assert reasons[f"file {log}"] == "its 5000 bytes travel"
+    assert reasons[f"file {result}"] == "its 4 bytes travel"
+
+    told = as_json("checkpoint", str(writer.pid), "--store", store, "--name", "w")
+    assert {"path": log, "size": 5000} in told["files"]  # type: ignore[operator]
+    assert told["file_bytes"] == 5000
+    run("checkpoint", str(writer.pid), "--store", store, "--files", "none", "--name", "none")
+    listed = {
+        e["name"]: e["file_bytes"]
+        for e in json.loads(run("list", "--json", "--store", store).stdout)
+    }
+    assert listed == {"w": 5000, "none": 0}
+    carried = as_json("show", "w", "--store", store)["carried"]
+    assert {"path": log, "size": 5000, "target": "", "common": False} in carried  # type: ignore[operator]
+    assert f"carried       {log} (4.9 KiB)" in run("show", "w", "--store", store).stdout
+
+    os.unlink(log)
+    assert (
+        f"-- write file {log}: 5000 bytes" in run("restore", "w", "--plan", "--store", store).stdout
+    )
+    Path(log).write_text("another")
+    done = run("restore", "w", "--detach", "--store", store, status=1)
+    assert f"file {log}: has 7 bytes here, 5000 in the snapshot" in done.stderr
+    assert "--files keep" in done.stderr
+    told = as_json("restore", "w", "--detach", "--store", store, "--files", "beside")
+    pid = told["pid"]
+    assert isinstance(pid, int)
+    with open(os.pidfd_open(pid), "rb", buffering=0) as ended:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([ended], [], [], PATIENCE)[0]
+    assert Path(f"{log}-2").read_text() == "x" * 5000
+
+
 def test_checkpoint_prints_the_id_alone(counter: Program, store: str) -> None:
     done = run("checkpoint", str(counter.pid), "--store", store)
     assert run("show", done.stdout.strip(), "--store", store).stdout.split()[1] in done.stdout

@@ -273,3 +273,61 @@ def test_kernel_with_ipc(tmp_path: Path, store: str) -> None:
         with Kernel.restore(snapshot, store, tmp_path / "b") as copy:
             assert copy.execute("x += 1; x") == "42"
             assert original.execute("x") == "41"
+
+
+WITH_FILES = """
+import csv, logging, sqlite3, tempfile
+logging.basicConfig(filename="run.log", level="INFO")
+logging.info("begun")
+with open("table.csv", "w", newline="") as out:
+    csv.writer(out).writerows([n, n * n] for n in range(10000))
+reader = csv.reader(open("table.csv", newline=""))
+rows = [next(reader) for _ in range(1000)]
+scratch = tempfile.NamedTemporaryFile(mode="w+")
+_ = scratch.write("temporary"); scratch.flush()
+database = sqlite3.connect("numbers.db")
+database.execute("create table numbers (n integer)")
+database.executemany("insert into numbers values (?)", [(n,) for n in range(100)])
+database.commit()
+with open("results.txt", "w") as out:
+    _ = out.write("results")
+"""
+
+READ_ON = """
+assert next(reader) == ["1000", "1000000"] and sum(1 for _ in reader) == 8999
+_ = scratch.seek(0)
+assert scratch.read() == "temporary"
+assert database.execute("select sum(n) from numbers").fetchone() == (4950,)
+database.close()
+database = sqlite3.connect("numbers.db")  # another number of the file: docs/architecture.md
+database.execute("insert into numbers values (50)")
+database.commit()
+logging.info("gone on")
+assert open("run.log").read().count("INFO") == 2
+assert open("results.txt").read() == "results"
+print("all there")
+"""
+
+
+NO_HISTORY = (
+    "The history saving thread hit an unexpected error (OperationalError('attempt to write a "
+    "readonly database')).History will not be written to the database.\n"
+)
+
+
+def test_on_a_host_without_its_files(tmp_path: Path, store: str) -> None:
+    """All that is below its folder, and its temporary files, are gone; they travel with it."""
+    folder = tmp_path / "notebook"
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with Kernel.start(folder, {"TMPDIR": str(temporary)}) as original:
+        original.execute(WITH_FILES)
+        snapshot = snapkernel.checkpoint(original.pid, store=store, files=["open", "written"])
+        client = original.kill()
+        folder.rename(tmp_path / "away")
+        for left in temporary.iterdir():
+            left.unlink()
+        with Kernel.restore(snapshot, store, tmp_path / "restored", client) as copy:
+            said = copy.execute(READ_ON)
+            # IPython's history is another file now, which SQLite notices.
+            assert said.replace(NO_HISTORY, "") == "all there\n"

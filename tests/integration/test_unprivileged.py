@@ -53,6 +53,7 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
             "integration/test_kernel_restore.py::test_every_object_is_there",
             "integration/test_kernel_restore.py::test_two_beside_the_original",
             "integration/test_kernel_restore.py::test_three_generations",
+            "integration/test_kernel_restore.py::test_on_a_host_without_its_files",
         ],
         [
             f"conformance/test_conformance.py::test_three_generations[{name}]"
@@ -99,6 +100,20 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
             )
         ],
         [
+            f"integration/test_files_travel.py::{name}"
+            for name in (
+                "test_missing_files_are_written[mapped-live]",
+                "test_missing_files_are_written[transaction-stopped]",
+                "test_what_a_file_is_besides_its_content",
+                "test_others_are_refused_all_at_once",
+                "test_others_are_overwritten",
+                "test_shared_with_the_living_original",
+                "test_a_new_file_with_the_old_number",
+                "test_a_restore_that_fails_takes_its_files_back",
+                "test_no_rights_to_write_it",
+            )
+        ],
+        [
             "integration/test_foreground.py::test_stop_and_continue",
             "integration/test_foreground.py::test_stop_that_is_handled",
             "integration/test_foreground.py::test_stop_without_a_shell",
@@ -123,7 +138,7 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
             "faults/test_fault_steps.py::test_the_freezer_is_killed",
         ],
     ],
-    ids=["kernels", "programs", "terminals", "faults", "deaths"],
+    ids=["kernels", "programs", "files", "terminals", "faults", "deaths"],
 )
 def test_as_a_user(tests: list[str], home: Path) -> None:
     done = run_as_nobody(home, *tests)

@@ -254,7 +254,7 @@ def test_every_content_of_the_model_is_known() -> None:
         and issubclass(kind, msgspec.Struct)
         and any("Content" in str(field.type) for field in msgspec.structs.fields(kind))
     }
-    assert holders == {"AddressSpace", "SharedMemory"}
+    assert holders == {"AddressSpace", "CarriedFile", "SharedMemory"}
 
 
 # --- the store itself ----------------------------------------------------------------------------

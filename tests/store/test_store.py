@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import struct
 from itertools import pairwise
@@ -372,3 +373,15 @@ def test_other_places_are_refused(url: str) -> None:
 def test_there_must_be_a_store_to_open() -> None:
     with pytest.raises(StoreError, match="no store"):
         Store.open(f"memory://{new_id()}")
+
+
+def test_a_writer_leaves_nothing_to_the_garbage_collector(store: Store) -> None:
+    """Memory that is exported crashes CPython 3.11 when the collector takes it apart."""
+    gc.collect()
+    gc.disable()
+    try:
+        save(store, bytes(range(256)) * 4096)
+        workers = [found for found in gc.get_objects() if type(found).__name__ == "_Worker"]
+    finally:
+        gc.enable()
+    assert not workers

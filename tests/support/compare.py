@@ -52,7 +52,7 @@ def dump(held: Held) -> Dump:
             agents.callback(agent.remove)
             parts.append(looking.Frozen(target, agent, areas))
         flags = [memory.read_flags(part.target.pid) for part in parts]
-        capture, _ = looking.capture(parts, (), {}, None)
+        capture, _, _ = looking.capture(parts, (), {}, None)
         processes = [looking.mappings(part, own) for part, own in zip(parts, flags, strict=True)]
     return Dump(processes, capture)
 

@@ -71,6 +71,7 @@ def test_help_loads_nothing_heavy() -> None:
         ["checkpoint", "1", "--unknown"],
         ["restore"],
         ["restore", "a", "--plan", "--detach"],
+        ["restore", "a", "--files", "maybe"],
         ["restore", "a", "--plan", "--connection-file", "b"],
         ["list", "a"],
         ["show"],

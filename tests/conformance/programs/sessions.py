@@ -191,14 +191,17 @@ def window():
     """Who works in the foreground is told when the window changes, and sees its size."""
 
     def action():
-        def told(*_):
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)
+        signal.signal(signal.SIGWINCH, lambda *_: None)
+        ready = [reader]
+        while 0 not in ready:
             size = os.get_terminal_size(0)
-            print("window", size.columns, size.lines, flush=True)
-
-        signal.signal(signal.SIGWINCH, told)
-        told()
-        while input() != "end":
-            pass
+            os.write(1, b"window %d %d\n" % (size.columns, size.lines))
+            ready = select.select([0, reader], [], [])[0]
+            if reader in ready:
+                os.read(reader, 100)
 
     terminal = Terminal(action)
     terminal.until(rb"window 0 0\r\n")
