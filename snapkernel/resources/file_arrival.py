@@ -60,7 +60,9 @@ class Arrival:
         notes: what the user should know.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[str], None] = lambda path: None) -> None:
+        """``begin`` is told a name of our own before there is a file of that name."""
+        self._begin = begin
         self.notes: list[Note] = []
         self._staged: list[_Staged] = []
         self._folders = folder.Folders()
@@ -83,6 +85,7 @@ class Arrival:
         record = order.record
         into = self._folders.open(os.path.dirname(order.path))
         made = f".snapkernel-{secrets.token_hex(8)}"
+        self._begin(os.path.join(os.path.dirname(order.path), made))
         if record.target:
             os.symlink(record.target, made, dir_fd=into)
             self._staged.append(_Staged(order, into, made))

@@ -399,6 +399,7 @@ class _Thaw:
         build.begin_file = stub.files.begin
         self.mark("stub")
         try:
+            self.arrival = Arrival(stub.files.begin)
             self.arrival.write(self.arrivals.orders, self._give)
             build.notes += self.arrival.notes
             self.mark("files")
