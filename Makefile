@@ -21,6 +21,9 @@ sources := pyproject.toml CMakeLists.txt README.md LICENSE \
            $(shell find snapkernel native arch -type f ! -name '*.pyc')
 c_files := $(shell find native arch -name '*.[ch]')
 
+# What the tests need beside the package: extras of pyproject.toml.
+test_extras := test,torch,kernels
+
 .PHONY: demo test bench lint soak faults fuzz conformance clean
 
 demo: $(VENV)/installed-benchmark
@@ -28,7 +31,7 @@ demo: $(VENV)/installed-benchmark
 
 # The tests run the installed package. The sources here have no native part, so Python must not
 # find them because it happens to be started in this folder.
-test: $(VENV)/installed-test,torch
+test: $(VENV)/installed-$(test_extras) $(VENV)/other-kernels
 	PYTHONSAFEPATH=1 $(VENV)/bin/pytest $(PYTEST_ARGUMENTS)
 
 bench: $(VENV)/installed-benchmark
@@ -41,16 +44,16 @@ lint: $(VENV)/installed-lint
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p snapkernel
 	$(VENV)/bin/clang-format --dry-run -Werror $(c_files)
 
-soak: $(VENV)/installed-test,torch
+soak: $(VENV)/installed-$(test_extras)
 	SNAPKERNEL_SOAK=500 PYTHONSAFEPATH=1 $(VENV)/bin/pytest -s tests/soak
 
-faults: $(VENV)/installed-test,torch
+faults: $(VENV)/installed-$(test_extras)
 	SNAPKERNEL_FAULTS=200 PYTHONSAFEPATH=1 $(VENV)/bin/pytest tests/faults/test_fault_steps.py
 
-fuzz: $(VENV)/installed-test,torch
+fuzz: $(VENV)/installed-$(test_extras)
 	SNAPKERNEL_FUZZ=20 PYTHONSAFEPATH=1 $(VENV)/bin/pytest --timeout=3000 tests/fuzz
 
-conformance: $(VENV)/installed-test,torch
+conformance: $(VENV)/installed-$(test_extras)
 	PYTHONSAFEPATH=1 $(VENV)/bin/python tests/support/conformance_table.py
 
 clean:
@@ -60,6 +63,10 @@ clean:
 # The package with the extras named after "installed-". Any changed source installs it again.
 $(VENV)/installed-%: $(VENV)/created $(sources)
 	$(VENV)/bin/pip install --quiet '.[$*]'
+	@touch $@
+
+$(VENV)/other-kernels: .ci/other-kernels $(VENV)/installed-$(test_extras)
+	.ci/other-kernels $(VENV)
 	@touch $@
 
 $(VENV)/created:

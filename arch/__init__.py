@@ -47,6 +47,14 @@ class Architecture(ABC):
     """Size of ``stack_t``."""
     epoll_event: str = "=I4xQ"
     """Format of ``struct epoll_event`` (struct): packed on x86_64 alone."""
+    shmid_ds: str = "=i5I24xQ24x2iQ16x"
+    """Format of ``struct shmid64_ds`` (<asm/shmbuf.h>): key, uid, gid, cuid, cgid, mode; size, pid
+    of the creator, of the last one to attach or detach it, number of attachments."""
+    semid_ds: str = "=i5I24x16xQ16x"
+    """Format of ``struct semid64_ds`` (<asm/sembuf.h>): the same six; number of semaphores."""
+    msqid_ds: str = "=i5I24x24x3Q2i16x"
+    """Format of ``struct msqid64_ds`` (<asm/msgbuf.h>): the same six; bytes and messages in
+    it, most bytes, pid of the last sender and receiver."""
 
     @abstractmethod
     def program_counter(self, registers: bytes) -> int:

@@ -2,17 +2,21 @@
  *
  *   kernel-init --control FD [--files FD] --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
  *               [--gid-map "IN OUT"] [--monotonic "SEC NSEC"] [--boottime "SEC NSEC"]
- *               [--bounding HEX] [--terminals] [--report FD] [--keep FD]... STUB
+ *               [--bounding HEX] [--ipc] [--folder PATH --options TEXT]... [--own PATH]...
+ *               [--terminals] [--report FD] [--keep FD]... STUB
  *
  * 1. Enters new user (when maps are given), pid, mount and time namespaces.
- * 2. Forks pid 1, which mounts a /proc of its own, for --terminals a /dev/pts as well, and makes
- *    the processes that the restored one remembers: session leader, parent, group leader, each with
- *    its old pid (clone3(2), set_tid, Linux 5.5). Programs that watch getppid(2), such as
- *    ipykernel, find what they expect.
+ * 2. Forks pid 1, which enters a new IPC namespace where that is asked for, so that only processes
+ *    of the new pid namespace are in it. It mounts a /proc of its own if it may and, where asked
+ *    for, a /dev/pts (--terminals), and file systems in memory over folders, into which it binds
+ *    what the host has there but for the names that will be the restored process's own (those of
+ *    folders end with a slash). Then it makes the processes that the restored one remembers:
+ *    session leader, parent, group leader, each with its old pid (clone3(2), set_tid, Linux 5.5).
+ *    Programs that watch getppid(2), such as ipykernel, find what they expect.
  * 3. The last one becomes the stub. Over the control socket, of type SOCK_SEQPACKET with
- *    SO_PASSCRED on the driver's side, pid 1 sends "init" and the stub-to-be "stub", so that the
- *    driver learns both pids in its own namespace (unix(7)); then it waits for one byte and
- *    executes STUB. The driver seizes it meanwhile. A closed socket ends it.
+ *    SO_PASSCRED on the driver's side, pid 1 sends "init" (or "init without /proc") and the
+ *    stub-to-be "stub", so that the driver learns both pids in its own namespace (unix(7)); then it
+ *    waits for one byte and executes STUB. The driver seizes it meanwhile. A closed socket ends it.
  * 4. Pid 1 reaps, forwards signals to the restored process and ends with its status; the kernel
  *    then kills whatever is left in the namespace. Over the report socket the parent sends a wait
  *    status (an int, waitpid(2)) whenever the restored process stops, continues or ends.
@@ -23,9 +27,11 @@
  * has made for the restored process: paths, each with a zero byte behind it. It removes them,
  * unless the last one is empty: then the process ran, and they are its own. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <limits.h>
 #include <linux/capability.h>
 #include <linux/sched.h>
 #include <sched.h>
@@ -37,6 +43,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -57,8 +64,9 @@ static struct {
   pid_t pid, ppid, sid, pgid;
   const char *uid_map, *gid_map, *monotonic, *boottime, *stub;
   unsigned long long bounding;
+  int keep[MAX_KEEP], kept, ipc, folders, owned;
+  const char **folder, **options, **own;
   int terminals;
-  int keep[MAX_KEEP], kept;
 } want = {.bounding = ~0ULL};
 
 __attribute__((noreturn)) static void fail(const char *step) {
@@ -255,17 +263,104 @@ static void mount_terminals(void) {
     fail("mount /dev/pts");
 }
 
+enum { NOT_OWN, OWN, ABOVE_OWN };
+
+/* Whether a path is one of the restored process's own, or a folder of such. */
+static int whose(const char *path) {
+  size_t length = strlen(path);
+  int found = NOT_OWN;
+  for (int i = 0; i < want.owned; i++)
+    if (!strcmp(want.own[i], path))
+      return OWN;
+    else if (!strncmp(want.own[i], path, length) && want.own[i][length] == '/')
+      found = ABOVE_OWN;
+  return found;
+}
+
+/* Put something at a path that is the same as what is at `from`. What cannot be had is left out. */
+static void bind_one(const char *from, const char *path, mode_t mode) {
+  char target[PATH_MAX];
+  if (S_ISLNK(mode)) {
+    ssize_t end = readlink(from, target, sizeof target - 1);
+    if (end > 0) {
+      target[end] = 0;
+      (void)!symlink(target, path);
+    }
+  } else if (S_ISDIR(mode)) {
+    if (!mkdir(path, 0700) && mount(from, path, NULL, MS_BIND | MS_REC, NULL))
+      rmdir(path);
+  } else {
+    if (!mknod(path, S_IFREG | 0600, 0) && mount(from, path, NULL, MS_BIND, NULL))
+      unlink(path);
+  }
+}
+
+/* Bind what is in a folder of the host, which is open, to the same names in `folder`. */
+static void bind_all(int host, const char *folder) {
+  char path[PATH_MAX], from[PATH_MAX];
+  DIR *entries = fdopendir(host);
+  for (struct dirent *entry; entries && (entry = readdir(entries));) {
+    struct stat status;
+    if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..") ||
+        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name) >= (int)sizeof path ||
+        fstatat(host, entry->d_name, &status, AT_SYMLINK_NOFOLLOW))
+      continue;
+    int mine = whose(path);
+    int inner = mine == ABOVE_OWN && S_ISDIR(status.st_mode)
+                    ? openat(host, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+                    : -1;
+    if (inner >= 0)
+      bind_all(inner, path);
+    else if (mine == NOT_OWN) {
+      snprintf(from, sizeof from, "/proc/self/fd/%d/%s", host, entry->d_name);
+      bind_one(from, path, status.st_mode);
+    }
+  }
+  if (entries)
+    closedir(entries);
+  else
+    close(host);
+}
+
+/* A file system of our own over a folder, with the folders that will be needed in it. */
+static void mount_folder(const char *folder, const char *options) {
+  char path[PATH_MAX];
+  size_t length = strlen(folder);
+  int host = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (host < 0 || mount("snapkernel", folder, "tmpfs", MS_NOSUID | MS_NODEV, options))
+    fail("mount a private folder");
+  for (int i = 0; i < want.owned; i++) {
+    if (strncmp(want.own[i], folder, length) || want.own[i][length] != '/')
+      continue;
+    for (const char *end = want.own[i] + length + 1; (end = strchr(end, '/')); end++) {
+      snprintf(path, sizeof path, "%.*s", (int)(end - want.own[i]), want.own[i]);
+      if (mkdir(path, 0700) && errno != EEXIST)
+        fail("make a folder in a private folder");
+    }
+  }
+  bind_all(host, folder);
+}
+
 __attribute__((noreturn)) static void run_init(void) {
   if (setsid() < 0)
     fail("setsid");
+  if (want.ipc && unshare(CLONE_NEWIPC))
+    fail("new IPC namespace");
   /* What the host mounts and unmounts later goes for this namespace too, and not the other way. */
   if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
     fail("keep mounts to ourselves");
-  if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
-    fail("mount /proc");
+  const char *ready = "init";
+  if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL)) {
+    /* Where parts of /proc are hidden, as in containers, a user gets none that shows all. */
+    if (errno != EPERM)
+      fail("mount /proc");
+    ready = "init without /proc";
+  }
+  for (int i = 0; i < want.folders; i++)
+    mount_folder(want.folder[i], want.options[i]);
   if (want.terminals)
     mount_terminals();
-  if (write(control, "init", 4) != 4)
+  if (write(control, ready, strlen(ready)) < 0)
     _exit(111);
   descend(0);
 }
@@ -294,8 +389,16 @@ static void parse(int count, char **words) {
       {"control", 1, NULL, 'c'},  {"pid", 1, NULL, 'p'},       {"ppid", 1, NULL, 'P'},
       {"sid", 1, NULL, 's'},      {"pgid", 1, NULL, 'g'},      {"uid-map", 1, NULL, 'u'},
       {"gid-map", 1, NULL, 'G'},  {"monotonic", 1, NULL, 'm'}, {"boottime", 1, NULL, 'b'},
-      {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {"terminals", 0, NULL, 't'},
-      {"report", 1, NULL, 'r'},   {"files", 1, NULL, 'f'},     {NULL, 0, NULL, 0}};
+      {"bounding", 1, NULL, 'B'}, {"keep", 1, NULL, 'k'},      {"ipc", 0, NULL, 'i'},
+      {"folder", 1, NULL, 'F'},   {"options", 1, NULL, 'O'},   {"own", 1, NULL, 'o'},
+      {"report", 1, NULL, 'r'},   {"terminals", 0, NULL, 't'}, {"files", 1, NULL, 'f'},
+      {NULL, 0, NULL, 0}};
+  const char **words_of_each = calloc(3 * (size_t)count, sizeof *words_of_each);
+  if (!words_of_each)
+    exit(2);
+  want.folder = words_of_each;
+  want.options = words_of_each + count;
+  want.own = words_of_each + 2 * count;
   for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;)
     switch (option) {
     case 'c': control = atoi(optarg); break;
@@ -308,6 +411,10 @@ static void parse(int count, char **words) {
     case 'G': want.gid_map = optarg; break;
     case 'm': want.monotonic = optarg; break;
     case 'b': want.boottime = optarg; break;
+    case 'i': want.ipc = 1; break;
+    case 'F': want.folder[want.folders++] = optarg; break;
+    case 'O': want.options[want.folders ? want.folders - 1 : 0] = optarg; break;
+    case 'o': want.own[want.owned++] = optarg; break;
     case 'r': report = atoi(optarg); break;
     case 't': want.terminals = 1; break;
     case 'B': want.bounding = strtoull(optarg, NULL, 16); break;

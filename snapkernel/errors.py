@@ -45,8 +45,9 @@ class Finding:
         object: the object, named as the user knows it.
         status: ``"saved"``, ``"replaced"`` (something equivalent stands in its place after
             a restore, such as a standard stream), ``"closed"`` (comes back as a closed
-            connection), ``"shared"`` (belongs to a file, and is not in the snapshot),
-            ``"left"`` (a file that was asked for and does not travel) or ``"refused"``.
+            connection), ``"shared"`` (belongs to a file, and is not in the snapshot), ``"lost"``,
+            ``"left"`` (a file that was asked for and does not travel), ``"left out"`` (a process
+            that is no descendant any more) or ``"refused"``.
         reason: why the status is what it is.
         remedy: what to do about it, where something can be done.
     """

@@ -148,18 +148,61 @@ class CarriedFile(Record, frozen=True, kw_only=True):
     content: Content = Content()
 
 
-class SharedMemory(Record, frozen=True, kw_only=True):
-    """An object without a path that mappings and descriptors refer to: shared anonymous memory,
-    a memfd, or a deleted file.
+class Permissions(Record, frozen=True, kw_only=True):
+    """Who may use a System V object (sysvipc(7), ``struct ipc_perm``), as the process saw it."""
+
+    key: Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
+    uid: Natural
+    gid: Natural
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)]
+
+
+class Segment(Record, frozen=True, kw_only=True):
+    """What a System V shared memory segment (shmget(2)) has beyond its content.
 
     Attributes:
-        kind: ``anonymous``, ``memfd`` or ``deleted-file``.
-        name: of the memfd, or path of the deleted file.
+        id: as shmget(2) returned it.
+        permissions: key, owner and mode.
+        removed: it goes with its last attachment (shmctl(2), IPC_RMID).
+        locked: SHM_LOCK.
+    """
+
+    id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+    permissions: Permissions
+    removed: bool = False
+    locked: bool = False
+
+
+class SharedFolder(Record, frozen=True, kw_only=True):
+    """A folder that a restored process has for itself.
+
+    Attributes:
+        path: from the root directory.
+        place: it is where a file system in memory is mounted; else it is in such.
+        mode: permission bits.
+        owner: user and group, as the process saw them.
+    """
+
+    path: str
+    place: bool = False
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+    owner: tuple[Natural, Natural]
+
+
+class SharedMemory(Record, frozen=True, kw_only=True):
+    """An object that is nowhere but in memory, and that mappings and descriptors refer to: shared
+    anonymous memory, a memfd, a deleted file, a System V segment, or a file in ``/dev/shm``.
+
+    Attributes:
+        kind: ``anonymous``, ``memfd``, ``deleted-file``, ``system-v`` or ``dev-shm``.
+        name: of the memfd, or path of the file.
         size: bytes.
         seals: ``F_GET_SEALS`` of a memfd.
-        mode: permission bits of a deleted file or memfd.
+        mode: permission bits of a file or memfd.
+        owner: user and group of a file in ``/dev/shm``, as the process saw them.
         linkable: a deleted file that never had a name (O_TMPFILE), and may be given one.
         content: its bytes.
+        segment: of a System V segment.
     """
 
     kind: str
@@ -167,8 +210,27 @@ class SharedMemory(Record, frozen=True, kw_only=True):
     size: Natural
     seals: Natural = 0
     mode: Natural = 0
+    owner: tuple[Natural, Natural] = (0, 0)
     linkable: bool = False
     content: Content = Content()
+    segment: Segment | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.kind == "system-v") != (self.segment is not None):
+            raise ValueError(f"shared memory {self.name} of kind {self.kind}: segment or none")
+
+
+class MemoryPolicy(Record, frozen=True, kw_only=True):
+    """Where memory is taken from (set_mempolicy(2)).
+
+    Attributes:
+        mode: ``MPOL_*`` with ``MPOL_F_*`` flags.
+        nodes: numbers of NUMA nodes.
+    """
+
+    mode: Natural
+    nodes: tuple[Natural, ...] = ()
 
 
 class Mapping(Record, frozen=True, kw_only=True):
@@ -184,6 +246,7 @@ class Mapping(Record, frozen=True, kw_only=True):
         file: index into ``Manifest.files``.
         object: index into ``Manifest.shared_memory``.
         name: ``[heap]``, ``[stack]``, or what ``PR_SET_VMA_ANON_NAME`` gave.
+        policy: of mbind(2), if it has one of its own.
     """
 
     start: Natural
@@ -195,6 +258,7 @@ class Mapping(Record, frozen=True, kw_only=True):
     file: Natural | None = None
     object: Natural | None = None
     name: str = ""
+    policy: MemoryPolicy | None = None
 
 
 class MemoryLayout(Record, frozen=True, kw_only=True):
@@ -279,12 +343,33 @@ class RestartableSequence(Record, frozen=True, kw_only=True):
 
 
 class Scheduling(Record, frozen=True, kw_only=True):
-    """sched(7): policy, nice value, priority and the processors the thread may run on."""
+    """When and where a thread runs, as sched_getattr(2) and its like tell.
 
-    policy: Natural = 0
+    Attributes:
+        policy: ``SCHED_*``.
+        nice: -20 to 19, also while another policy makes it meaningless.
+        priority: of SCHED_FIFO and SCHED_RR.
+        processors: the thread may run on these.
+        flags: ``SCHED_FLAG_*``: reset on fork, and those of SCHED_DEADLINE.
+        deadline: of SCHED_DEADLINE: runtime, deadline and period in nanoseconds; else empty.
+        utilization: least and most, 0 to 1024 (uclamp), or empty where the policy's defaults hold.
+        io_priority: class and data of ioprio_get(2), 0 when none was set.
+        timer_slack_ns: ``PR_GET_TIMERSLACK``; ``None`` is the process's.
+        memory: policy of set_mempolicy(2), if any.
+    """
+
+    WORDS = ("deadline",)
+
+    policy: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
     nice: Annotated[int, msgspec.Meta(ge=-20, le=19)] = 0
-    priority: Natural = 0
+    priority: Annotated[int, msgspec.Meta(ge=0, le=99)] = 0
     processors: tuple[Natural, ...] = ()
+    flags: Annotated[int, msgspec.Meta(ge=0, le=7)] = 0
+    deadline: tuple[Word, ...] = ()
+    utilization: tuple[Annotated[int, msgspec.Meta(ge=0, le=1024)], ...] = ()
+    io_priority: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)] = 0
+    timer_slack_ns: Natural | None = None
+    memory: MemoryPolicy | None = None
 
 
 class Thread(Record, frozen=True, kw_only=True):
@@ -583,6 +668,7 @@ class UnixName(Record, frozen=True, kw_only=True):
         mode: permission bits of the file.
         owner: user and group of the file.
         directory: the working directory, when the path is relative.
+        private: its file is in a temporary folder of ``Manifest.shared_folders``.
     """
 
     name: Annotated[bytes, msgspec.Meta(min_length=1, max_length=108)]
@@ -590,6 +676,7 @@ class UnixName(Record, frozen=True, kw_only=True):
     mode: Natural = 0
     owner: tuple[Natural, Natural] = (0, 0)
     directory: str = ""
+    private: bool = False
 
     def __post_init__(self) -> None:
         Record.__post_init__(self)
@@ -726,6 +813,12 @@ class ClosedSocket(Description, frozen=True, kw_only=True, tag="closed-socket"):
     options: tuple[tuple[int, int, bytes], ...] = ()
 
 
+class PosixMessageQueue(Description, frozen=True, kw_only=True, tag="posix-queue"):
+    """A description of ``IpcNamespace.posix_queues[queue]`` (mq_open(3))."""
+
+    queue: Natural
+
+
 AnyDescription = (
     RegularFile
     | ObjectFile
@@ -747,6 +840,7 @@ AnyDescription = (
     | InetSocket
     | TcpListener
     | ClosedSocket
+    | PosixMessageQueue
 )
 
 
@@ -829,6 +923,35 @@ class Credentials(Record, frozen=True, kw_only=True):
     no_new_privileges: bool = False
 
 
+class Attributes(Record, frozen=True, kw_only=True):
+    """Settings of personality(2), prctl(2) and membarrier(2); those that the kernel keeps for each
+    thread are the main thread's.
+
+    Attributes:
+        personality: execution domain and flags.
+        securebits: ``SECBIT_*`` (capabilities(7)), with ``PR_SET_KEEPCAPS``.
+        time_stamp_counter: ``PR_GET_TSC``: 1 may be read, 2 raises SIGSEGV.
+        machine_check: ``PR_MCE_KILL_GET``.
+        io_flusher: ``PR_GET_IO_FLUSHER``.
+        deny_write_execute: ``PR_GET_MDWE``.
+        memory_merge: ``PR_GET_MEMORY_MERGE``.
+        speculation: ``PR_GET_SPECULATION_CTRL`` by kind, where something was chosen.
+        membarrier: commands that were registered for; ``None`` where the kernel does not tell.
+    """
+
+    WORDS = ("personality",)
+
+    personality: Word = 0
+    securebits: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
+    time_stamp_counter: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
+    machine_check: Annotated[int, msgspec.Meta(ge=0, le=2)] = 2
+    io_flusher: bool = False
+    deny_write_execute: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
+    memory_merge: bool = False
+    speculation: dict[Natural, Natural] = {}
+    membarrier: Natural | None = None
+
+
 class Process(Record, frozen=True, kw_only=True):
     """One process.
 
@@ -846,8 +969,11 @@ class Process(Record, frozen=True, kw_only=True):
         limits: soft and hard limit by ``RLIMIT_*`` number; ``-1`` is unlimited.
         dumpable: ``PR_GET_DUMPABLE``.
         child_subreaper: ``PR_GET_CHILD_SUBREAPER``.
+        thp_disabled: ``PR_GET_THP_DISABLE``.
+        thp_except_advised: areas with MADV_HUGEPAGE are not meant by that (Linux 6.18).
         oom_score_adj: proc(5).
-        timer_slack_ns: ``PR_GET_TIMERSLACK``.
+        timer_slack_ns: ``PR_GET_TIMERSLACK`` of the main thread.
+        attributes: further settings.
         locks_future_memory: MCL_FUTURE of mlockall(2), without or with MCL_ONFAULT.
         stopped: signal of a group stop, 0 when running.
         terminal: index of the controlling terminal in ``Manifest.terminals``, where the leader of
@@ -876,8 +1002,10 @@ class Process(Record, frozen=True, kw_only=True):
     dumpable: Natural = 1
     child_subreaper: bool = False
     thp_disabled: bool = False
+    thp_except_advised: bool = False
     oom_score_adj: int = 0
     timer_slack_ns: Natural = 50_000
+    attributes: Attributes = Attributes()
     locks_future_memory: FutureLocks = "no"
     stopped: Natural = 0
     terminal: Natural | None = None
@@ -942,6 +1070,63 @@ class Note(Record, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class SemaphoreSet(Record, frozen=True, kw_only=True):
+    """System V semaphores (semget(2)): id, and the value of each."""
+
+    id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+    permissions: Permissions
+    values: tuple[Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)], ...]
+
+
+class MessageQueue(Record, frozen=True, kw_only=True):
+    """A System V message queue (msgget(2)).
+
+    Attributes:
+        id: as msgget(2) returned it.
+        permissions: key, owner and mode.
+        most_bytes: ``msg_qbytes``.
+        messages: type and text of each, the oldest first.
+    """
+
+    id: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+    permissions: Permissions
+    most_bytes: Natural
+    messages: tuple[tuple[Natural, bytes], ...] = ()
+
+
+class PosixQueue(Record, frozen=True, kw_only=True):
+    """A POSIX message queue (mq_overview(7)).
+
+    Attributes:
+        name: without the slash.
+        unlinked: it has lost its name (mq_unlink(3)).
+        mode: permission bits.
+        uid: of its owner, as the process saw it.
+        gid: the same.
+        most_messages: ``mq_maxmsg``.
+        message_size: ``mq_msgsize``, bytes.
+        messages: priority and text of each, the next one first.
+    """
+
+    name: str
+    unlinked: bool = False
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+    uid: Natural
+    gid: Natural
+    most_messages: Natural
+    message_size: Natural
+    messages: tuple[tuple[Natural, bytes], ...] = ()
+
+
+class IpcNamespace(Record, frozen=True, kw_only=True):
+    """An IPC namespace (ipc_namespaces(7)) that a restored process needs for itself. Its segments
+    are in ``Manifest.shared_memory``."""
+
+    semaphores: tuple[SemaphoreSet, ...] = ()
+    message_queues: tuple[MessageQueue, ...] = ()
+    posix_queues: tuple[PosixQueue, ...] = ()
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """A snapshot, complete in itself.
 
@@ -958,6 +1143,9 @@ class Manifest(Record, frozen=True, kw_only=True):
         packs: names of the packs that hold the chunks.
         memory_bytes: bytes of process memory that the snapshot holds.
         stored_bytes: bytes that it added to the store, packs and index.
+        shared_folders: folders that restored processes have for themselves, each after the one that
+            it is in: ``/dev/shm``, temporary folders of sockets, and folders in these.
+        ipc: System V objects and POSIX message queues; ``None`` when there are none.
         jupyter: the connection file's entries when the process is a Jupyter kernel.
     """
 
@@ -975,6 +1163,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     pipes: tuple[Pipe, ...] = ()
     terminals: tuple[Terminal, ...] = ()
     shared_memory: tuple[SharedMemory, ...] = ()
+    shared_folders: tuple[SharedFolder, ...] = ()
+    ipc: IpcNamespace | None = None
     files: tuple[FileIdentity, ...] = ()
     carried: tuple[CarriedFile, ...] = ()
     packs: tuple[str, ...] = ()
@@ -1020,6 +1210,9 @@ class Manifest(Record, frozen=True, kw_only=True):
                 _index("shared object of a descriptor", number, self.shared_memory)
             case PipeEnd(pipe=number) | FifoEnd(pipe=number):
                 _index("pipe of a descriptor", number, self.pipes)
+            case PosixMessageQueue(queue=number):
+                queues = () if self.ipc is None else self.ipc.posix_queues
+                _index("message queue of a descriptor", number, queues)
             case TerminalEnd(terminal=number):
                 _index("terminal of a descriptor", number, self.terminals)
             case UnixSocket() | UnixDatagram():

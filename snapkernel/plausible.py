@@ -32,12 +32,16 @@ from snapkernel.model import (
     InetSocket,
     Manifest,
     Mapping,
+    MemoryPolicy,
+    MessageQueue,
     ObjectFile,
     PendingSignal,
     PipeEnd,
     PosixTimer,
     Process,
     RegularFile,
+    Segment,
+    SemaphoreSet,
     SharedMemory,
     Stream,
     TcpListener,
@@ -84,7 +88,10 @@ _MAKING = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY | (os.O_TMPFILE & ~o
 """What open(2) does to a file, and forgets: F_GETFL never shows it."""
 _SOCKETS = frozenset({socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET})
 _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
-_OBJECTS = frozenset({"anonymous", "memfd", "deleted-file"})
+_WITH_DESCRIPTOR = frozenset({"memfd", "deleted-file", "dev-shm"})
+_OBJECTS = _WITH_DESCRIPTOR | {"anonymous", "system-v"}
+_MOST_QUEUE_NAME = 255
+"""NAME_MAX."""
 _LEADS_ELSEWHERE = re.compile(
     r"/proc/(thread-)?self(/.*)?|/proc/\d+(/task/\d+)?/(root|cwd|exe|(fd|map_files|ns)/.).*", re.S
 )
@@ -108,6 +115,8 @@ def check(manifest: Manifest) -> None:
     _carried(manifest.carried)
     for record in manifest.shared_memory:
         _shared_memory(record)
+    _shared_folders(manifest)
+    _ipc(manifest)
     for pipe in manifest.pipes:
         if pipe.size >= 1 << 31 or sum(map(len, pipe.data)) > pipe.size:
             raise ValueError("more is in a pipe than fits in it")
@@ -249,7 +258,9 @@ def _shared_memory(record: SharedMemory) -> None:
     what = f"{record.kind[:80]!r} {record.name[:80]!r}"
     if record.kind not in _OBJECTS:
         raise ValueError(f"{what}: is no kind of shared memory")
-    if record.kind == "deleted-file":
+    if record.kind == "dev-shm":
+        _private_path(what, record.name, record.owner)
+    elif record.kind == "deleted-file":
         _path(what, record.name)
     else:
         _text(what, record.name)
@@ -258,6 +269,58 @@ def _shared_memory(record: SharedMemory) -> None:
     end = max((address + length for address, length in record.content.iter_runs()), default=0)
     if end > -(-record.size // _LARGEST_PAGE) * _LARGEST_PAGE:
         raise ValueError(f"{what}: has content behind its end")
+
+
+def _private_path(what: str, name: str, owner: tuple[int, int]) -> None:
+    """Of what a restored process has in file systems of its own."""
+    _path(what, name)
+    if "" in name.split("/")[1:]:
+        raise ValueError(f"{what}: is not a name")
+    if max(owner) >= 1 << 32:
+        raise ValueError(f"{what}: has an impossible owner")
+
+
+def _shared_folders(manifest: Manifest) -> None:
+    """What is not in such a file system would be made in the host's."""
+    folders = [folder.path for folder in manifest.shared_folders]
+    places = [folder.path for folder in manifest.shared_folders if folder.place]
+    for folder in manifest.shared_folders:
+        _private_path(f"folder {folder.path[:80]!r}", folder.path, folder.owner)
+    files = [record.name for record in manifest.shared_memory if record.kind == "dev-shm"]
+    if len({*files, *folders}) != len(files) + len(folders) or len(folders) > MOST:
+        raise ValueError("a name in a private folder is there twice, or there are too many")
+    for name in (*files, *folders):
+        if name not in places and os.path.dirname(name) not in folders:
+            raise ValueError(f"{name[:80]!r} is in no folder of the snapshot")
+
+
+def _ipc(manifest: Manifest) -> None:
+    """What is made outside of a namespace of its own would be everybody's."""
+    ipc = manifest.ipc
+    segments = [record.segment for record in manifest.shared_memory if record.segment is not None]
+    if ipc is None:
+        if segments:
+            raise ValueError("it has System V memory and no IPC namespace")
+        return
+    named = [queue.name for queue in ipc.posix_queues if not queue.unlinked]
+    for records in (segments, ipc.semaphores, ipc.message_queues, named):
+        unique = {record if isinstance(record, str) else record.id for record in records}
+        if len(unique) != len(records) or len(records) > MOST:
+            raise ValueError("an IPC object is there twice, or there are too many")
+    for queue in ipc.posix_queues:
+        _text("a message queue", queue.name)
+        if "/" in queue.name or not 0 < len(os.fsencode(queue.name)) <= _MOST_QUEUE_NAME:
+            raise ValueError(f"a message queue cannot be called {queue.name[:80]!r}")
+    system_v: list[Segment | SemaphoreSet | MessageQueue] = [*segments, *ipc.semaphores]
+    owned = [one.permissions for one in (*system_v, *ipc.message_queues)]
+    ids = [i for permissions in owned for i in (permissions.uid, permissions.gid)]
+    ids += [i for queue in ipc.posix_queues for i in (queue.uid, queue.gid)]
+    if max(ids, default=0) >= 1 << 32:
+        raise ValueError("an IPC object has an impossible owner")
+    parts = sum(len(queue.messages) for queue in ipc.posix_queues)
+    parts += sum(len(queue.messages) for queue in ipc.message_queues)
+    if parts + sum(len(record.values) for record in ipc.semaphores) > MOST:
+        raise ValueError("there are too many messages or semaphores")
 
 
 def _memory(process: Process, page: int) -> None:
@@ -274,6 +337,7 @@ def _memory(process: Process, page: int) -> None:
         if vdso is not None and mapping.start < vdso.end and vdso.start < mapping.end:
             raise ValueError(f"{where} overlaps the vdso")
         _text(where, mapping.name)
+        _policy(mapping.policy)
     if vdso is not None and len(vdso.text) > _MOST_VDSO:
         raise ValueError("its vdso is too large")
     if len(memory.auxv) > _MOST_AUXV:
@@ -329,8 +393,9 @@ def _description(manifest: Manifest, index: int, record: AnyDescription) -> None
             _path("file", file.path)
             _locks(record.locks)
         case ObjectFile(object=number):
-            if manifest.shared_memory[number].kind == "anonymous":
-                raise ValueError("nothing can have shared anonymous memory open")
+            kind = manifest.shared_memory[number].kind
+            if kind not in _WITH_DESCRIPTOR:
+                raise ValueError(f"nothing can have {kind} memory open")
             _locks(record.locks)
         case CharacterDevice(path=path):
             _path("device", path)
@@ -538,6 +603,8 @@ def _settings(process: Process) -> None:
         raise ValueError("has an action for an unknown signal")
     if process.stopped > LAST_SIGNAL or process.umask > 0o7777 or process.dumpable > 2:
         raise ValueError("has impossible settings")
+    if any(number >= 1 << 31 for pair in process.attributes.speculation.items() for number in pair):
+        raise ValueError("has a setting of speculation that Linux does not know")
     if not -1000 <= process.oom_score_adj <= 1000:
         raise ValueError(f"oom_score_adj {process.oom_score_adj} is not from -1000 to 1000")
 
@@ -563,8 +630,16 @@ def _thread(thread: Thread, architecture: Architecture | None) -> None:
         raise ValueError("has impossible settings")
     if len(scheduling.processors) > MOST:
         raise ValueError("may run on more processors than there are")
+    if len(scheduling.deadline) not in (0, 3) or len(scheduling.utilization) not in (0, 2):
+        raise ValueError("has more or fewer deadlines or clamps than Linux")
+    _policy(scheduling.memory)
     if architecture is not None and len(thread.alternate_stack) != architecture.stack_size:
         raise ValueError("its alternate signal stack has another size than on its architecture")
+
+
+def _policy(policy: MemoryPolicy | None) -> None:
+    if policy is not None and (policy.mode >= 1 << 16 or len(policy.nodes) > MOST):
+        raise ValueError("its NUMA policy is none of Linux")
 
 
 def _timer(timer: PosixTimer) -> None:

@@ -214,12 +214,14 @@ class Mount(NamedTuple):
         root: what of the file system is mounted.
         place: where, with blanks and the like as octal numbers.
         kind: of the file system.
+        source: what it was mounted from, by a name that its mounter chose.
     """
 
     device: str
     root: str
     place: str
     kind: str
+    source: str
 
 
 def mounts(pid: int) -> list[Mount]:
@@ -237,8 +239,8 @@ def _mount(line: str) -> Mount:
     # Places may have any other characters, also such that str.split takes for blanks or ends.
     _, _, device, root, place, *_ = line.split(" ")
     major, minor = map(int, device.split(":"))
-    kind, *_ = line.partition(" - ")[2].split(" ")
-    return Mount(f"{major:02x}:{minor:02x}", root, place, kind)
+    kind, source, *_ = line.partition(" - ")[2].split(" ")
+    return Mount(f"{major:02x}:{minor:02x}", root, place, kind, source)
 
 
 def descriptor_info(pid: int, fd: int) -> dict[str, str]:

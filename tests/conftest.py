@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import leaks
+from support import leaks, leftovers
 from support.conformance import Compiler
 
 os.environ.__setitem__(*leaks.MARK)
@@ -36,6 +36,13 @@ def store(tmp_path: Path) -> Iterator[str]:
 def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
     """Compiles programs in C, each once."""
     return Compiler(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(autouse=True)
+def swept() -> Iterator[None]:
+    """Keys and names that a stopped program has left in the host's namespaces are free again."""
+    yield
+    leftovers.sweep_all()
 
 
 @pytest.fixture

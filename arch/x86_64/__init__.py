@@ -25,6 +25,7 @@ class X86(Architecture):
     sigaction_size = 32
     stack_size = 24
     epoll_event = "=IQ"
+    semid_ds = "=i5I24x32xQ16x"
 
     def program_counter(self, raw: bytes) -> int:
         return registers.get(raw, "rip")

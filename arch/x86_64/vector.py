@@ -66,15 +66,17 @@ def get(tid: int, area: bytes) -> dict[str, bytes]:
     components = {"fxsave": area[:_LEGACY]}
     for number in range(2, 63):
         if in_use >> number & 1:
-            if number not in COMPONENTS or number not in _HERE:
+            offset, size = _HERE.get(number, (0, _SIZE))
+            content = area[offset : offset + size]
+            # A processor may say "in use" of a state that equals the initial one, which is zero;
+            # of MPX, for one, which Linux lets nobody use any more.
+            if not any(content):
+                continue
+            if number not in COMPONENTS:
                 raise TargetError(
                     f"thread {tid}", f"uses the unknown vector state component {number}"
                 )
-            offset, size = _HERE[number]
-            content = area[offset : offset + size]
-            # A processor may say "in use" of a state that equals the initial one, which is zero.
-            if any(content):
-                components[COMPONENTS[number]] = content
+            components[COMPONENTS[number]] = content
     return components
 
 

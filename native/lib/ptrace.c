@@ -108,6 +108,14 @@ long sk_kcmp_epoll(int pid1, int fd, int pid2, int epoll_fd, int target, int off
 
 long sk_pidfd_getfd(int pidfd, int fd) { return checked(syscall(SYS_pidfd_getfd, pidfd, fd, 0)); }
 
+long sk_queue_attributes(int fd, int64_t attributes[3]) {
+  long found[8]; /* struct mq_attr: flags, most, size, now, four reserved */
+  long result = checked(syscall(SYS_mq_getsetattr, fd, NULL, found));
+  for (int i = 0; !result && i < 3; i++)
+    attributes[i] = found[i + 1];
+  return result;
+}
+
 long sk_tee(int from, int to, size_t length) {
   return checked(tee(from, to, length, SPLICE_F_NONBLOCK));
 }

@@ -43,6 +43,9 @@ long sk_kcmp_epoll(int pid1, int fd, int pid2, int epoll_fd, int target, int off
 /* pidfd_getfd(2) (Linux 5.6). */
 long sk_pidfd_getfd(int pidfd, int fd);
 
+/* mq_getattr(3): most messages, bytes of the longest one, messages now. */
+long sk_queue_attributes(int fd, int64_t attributes[3]);
+
 /* tee(2), without blocking. */
 long sk_tee(int from, int to, size_t length);
 

@@ -19,48 +19,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapkernel import arch, procfs
+from snapkernel import arch, procfs, seccomp
 from snapkernel._native import lib
 from snapkernel.errors import SnapkernelError
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Memory
+from snapkernel.thaw.namespaces import PARTS, PROC, part_of
+from snapkernel.yama import REMEDIES, forbids
 
 OLDEST_LINUX = (5, 15)
 PAGEMAP_SCAN_LINUX = (6, 7)
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
 PATIENCE = 20.0
 """Seconds to wait for a helper process."""
-
-NAMESPACE_STEPS = (
-    (
-        "user namespace",
-        ("new user namespace", "/proc/self/setgroups", "/proc/self/uid_map", "/proc/self/gid_map"),
-        "let users make them (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
-        "kernel.apparmor_restrict_unprivileged_userns=0), or restore as root",
-    ),
-    (
-        "pid and mount namespaces",
-        ("new pid and mount namespaces", "fork", "setsid", "make mounts private"),
-        "allow them (CAP_SYS_ADMIN in a container), or run outside of the container",
-    ),
-    (
-        "time namespace",
-        ("new time namespace", "/proc/self/timens_offsets"),
-        "use a kernel with CONFIG_TIME_NS",
-    ),
-    (
-        "mount of /proc",
-        ("mount /proc",),
-        "run outside of the container, or let the container see all of /proc",
-    ),
-    (
-        "chosen process ids",
-        (),  # Whatever comes after.
-        "give CAP_CHECKPOINT_RESTORE in the container, or run outside of it",
-    ),
-)
-"""What the kernel-init does, in its order: a check, the names of its steps, the remedy."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +90,7 @@ def architecture() -> Check:
 
 def attaching(pid: int) -> Check:
     """ptrace(2) of a child."""
-    name, remedy = "ptrace", "allow ptrace in the container's seccomp profile"
+    name, remedy = "ptrace", _remedy(pid, "let the user trace his own processes")
     try:
         tracing.request(tracing.SEIZE, pid)
         tracing.request(tracing.INTERRUPT, pid)
@@ -136,13 +108,12 @@ def yama() -> Check:
     if text in (None, "0"):
         return Check(name, "ok", "any process of the same user")
     if text == "3":
-        return Check(name, "missing", "ptrace_scope 3: nobody may", "restart with Yama set to 1")
+        return Check(name, "missing", "ptrace_scope 3: nobody may", REMEDIES[3])
     if _capable(CAP_SYS_PTRACE):
         return Check(name, "ok", f"ptrace_scope {text}, and this user may nevertheless")
-    remedy = "sysctl kernel.yama.ptrace_scope=0, or run as root"
     if text == "1":
-        return Check(name, "limited", "ptrace_scope 1: only one's own descendants", remedy)
-    return Check(name, "missing", f"ptrace_scope {text}: only with CAP_SYS_PTRACE", remedy)
+        return Check(name, "limited", "ptrace_scope 1: only one's own descendants", REMEDIES[1])
+    return Check(name, "missing", f"ptrace_scope {text}: only with CAP_SYS_PTRACE", REMEDIES[2])
 
 
 def descriptors(pid: int) -> Check:
@@ -154,17 +125,20 @@ def descriptors(pid: int) -> Check:
         os.close(pidfd)
     if result >= 0:
         os.close(result)
-    return _call("pidfd_getfd", result, "allow it in the container's seccomp profile")
+    return _call("pidfd_getfd", result, _remedy(pid, "use Linux 5.6 or newer"))
 
 
 def comparing(pid: int) -> Check:
     """kcmp(2)."""
-    return _call("kcmp", lib.sk_kcmp_file(pid, 0, pid, 0), "use a kernel with CONFIG_KCMP")
+    return _call(
+        "kcmp", lib.sk_kcmp_file(pid, 0, pid, 0), _remedy(pid, "use a kernel with CONFIG_KCMP")
+    )
 
 
 def memory(pid: int) -> Check:
     """/proc/PID/mem (proc(5)): the beginning of the child's program."""
-    name, remedy = "memory of other processes", "let the container see all of /proc"
+    name = "memory of other processes"
+    remedy = _remedy(pid, "let the container see all of /proc")
     try:
         start = procfs.areas(procfs.text(f"/proc/{pid}/maps"))[0].start
         with contextlib.closing(Memory(pid)) as source:
@@ -188,34 +162,37 @@ def namespaces() -> Iterator[Check]:
     uid, gid = os.geteuid(), os.getegid()
     needs_user = not _capable(CAP_SYS_ADMIN)
     maps = ["--uid-map", f"{uid} {uid}", "--gid-map", f"{gid} {gid}"] if needs_user else []
-    failure = _start_init(maps)
-    steps = NAMESPACE_STEPS if needs_user else NAMESPACE_STEPS[1:]
-    if failure is None:
-        for name, _, _ in steps:
-            yield Check(name, "ok")
-        return
-    step, _, reason = failure.rpartition(": ")
-    broken = next((i for i, (_, names, _) in enumerate(steps) if step in names), len(steps) - 1)
-    for index, (name, _, remedy) in enumerate(steps):
-        if index < broken:
-            yield Check(name, "ok")
+    failure, own_proc = _start_init(maps)
+    broken = PARTS.index(part_of(failure)) if failure else len(PARTS)
+    for index, part in enumerate(PARTS):
+        if index == 0 and not needs_user:
+            continue
+        if index < broken and part is PROC and not own_proc:
+            yield Check(
+                part.name,
+                "limited",
+                *part.because("a restored process sees the host's, with other process ids"),
+            )
+        elif index < broken:
+            yield Check(part.name, "ok")
         elif index == broken:
-            yield Check(name, "missing", f"{step}: {reason}", remedy)
+            yield Check(part.name, "missing", *part.because(failure))
         else:
-            yield Check(name, "missing", f"not tried without {steps[broken][0]}", remedy)
+            yield Check(part.name, "missing", f"not tried without {PARTS[broken].name}")
 
 
-def _start_init(maps: list[str]) -> str | None:
-    """The step that failed and why, or ``None``."""
+def _start_init(maps: list[str]) -> tuple[str, bool]:
+    """The step that failed and why, or nothing; and whether /proc could be mounted."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     clocks = ["--monotonic", "0 0", "--boottime", "0 0"]
     ids = ["--pid", "4242", "--ppid", "1", "--sid", "4242", "--pgid", "4242"]
-    with ours, theirs:
+    own_proc = True
+    with ours, theirs, open(os.devnull, "rb") as files:
         ours.settimeout(PATIENCE)
-        control = ["--control", str(theirs.fileno())]
+        control = ["--control", str(theirs.fileno()), "--files", str(files.fileno())]
         with subprocess.Popen(
             [LIBEXEC / "kernel-init", *control, *ids, *maps, *clocks, LIBEXEC / "stub"],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), files.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -224,14 +201,15 @@ def _start_init(maps: list[str]) -> str | None:
             try:
                 while (text := ours.recv(256).decode()) != "stub":
                     if not text:
-                        return "kernel-init: ended unexpectedly"
+                        return "kernel-init: ended unexpectedly", own_proc
                     if text.startswith("error "):
-                        return text.removeprefix("error ")
+                        return text.removeprefix("error "), own_proc
+                    own_proc = text == "init"
             except TimeoutError:
-                return f"kernel-init: silent for {PATIENCE:.0f} seconds"
+                return f"kernel-init: silent for {PATIENCE:.0f} seconds", own_proc
             finally:
                 ours.close()  # Whoever waits at the other end then ends.
-    return None
+    return "", own_proc
 
 
 def overcommit() -> Check:
@@ -276,6 +254,13 @@ def _helper() -> Iterator[int]:
 
 def _needed(name: str, is_ok: bool, detail: str, remedy: str) -> Check:
     return Check(name, "ok", detail) if is_ok else Check(name, "missing", detail, remedy)
+
+
+def _remedy(pid: int, otherwise: str) -> str:
+    """For a call that a container's seccomp filter or Yama may forbid."""
+    if seccomp.is_filtered():
+        return seccomp.REMEDY
+    return REMEDIES.get(forbids(pid), otherwise)
 
 
 def _call(name: str, result: int, remedy: str) -> Check:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from snapkernel.arch import Architecture
 from snapkernel.constants import WCLONE
 from snapkernel.errors import BatchFailed, TargetError
 from snapkernel.freeze import tracing
-from snapkernel.freeze.batch import Batch
+from snapkernel.freeze.batch import Batch, Cell
 from snapkernel.freeze.layout import (
     CELLS,
     ELEMENTS,
@@ -405,6 +406,10 @@ class Agent:
         if way is not None:
             way.nothing_else(self.target.registers[leader])
             self._lead_back(leader)
+
+    def value(self, cell: Cell) -> int:
+        """What a cell holds."""
+        return int.from_bytes(self.target.memory.read(self._place.cell(cell), 4), sys.byteorder)
 
     def _agent_registers(self, tid: int) -> bytes:
         own, way = self.target.registers[tid], self._ways.get(tid)

@@ -22,7 +22,7 @@ from snapkernel.freeze.agent import Agent, call_site, find_hole
 from snapkernel.freeze.layout import SIZE
 from snapkernel.freeze.target import Memory, Target, why_not
 from snapkernel.freeze.way_back import Code, find_code, is_there, writable
-from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Process, Zombie
+from snapkernel.model import AddressSpace, Clocks, FileIdentity, Mapping, Note, Process, Zombie
 from snapkernel.resources import (
     carried_file,
     credentials,
@@ -30,9 +30,12 @@ from snapkernel.resources import (
     family,
     inheritance,
     memory,
+    memory_policy,
+    private_folder,
     process,
     shared_memory,
     signals,
+    system_v,
     terminal,
     threads,
     timers,
@@ -58,6 +61,7 @@ class Look:
         code: instructions for the way back of its threads, if it has them.
         stacks: mappings that may be stacks.
         unforked: some mappings are kept from forked children (madvise(2), MADV_DONTFORK).
+        policies: NUMA policies of areas, by address.
     """
 
     flags: memory.Flags
@@ -68,6 +72,7 @@ class Look:
     code: Code | None
     stacks: list[tuple[int, int]]
     unforked: bool
+    policies: memory_policy.Policies
 
     def areas_now(self, pid: int) -> list[procfs.Area]:
         """The mappings of the frozen process; parsed again only if they have changed."""
@@ -86,6 +91,15 @@ class Survey:
 
     capture: Capture
     looks: dict[int, Look]
+
+    @property
+    def left_out(self) -> tuple[Note, ...]:
+        """What belongs to the tree and is not part of it."""
+        return tuple(
+            Note(object=f.object, status=f.status, reason=f.reason)
+            for f in self.findings
+            if f.status == "left out"
+        )
 
     @property
     def findings(self) -> list[Finding]:
@@ -153,6 +167,8 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
                 raise
             looks.pop(one, None)
     family.check(capture, members)
+    family.tell_orphans(capture, capture.members)
+    system_v.explain(capture)
     try:
         with open_table(*looks) as table:
             descriptors.capture(capture, table)
@@ -187,6 +203,7 @@ def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
         flags = memory.read_flags(pid)
         maps = procfs.text(f"/proc/{pid}/maps")
         areas = procfs.areas(maps)
+        policies = memory_policy.of_areas(pid, areas)
         memory.capture(capture, areas, flags)
         shared_memory.register(capture, areas)
         capture.saved(f"process {identity.pid} ({os.path.basename(identity.executable)})")
@@ -198,7 +215,8 @@ def _look_at(capture: Capture) -> tuple[Look, process.Identity]:
             site, code = call_site(held, areas), find_code(held, areas)
     except (PermissionError, FileNotFoundError, ProcessLookupError) as error:
         raise why_not(pid, error.errno or 0) from None
-    return Look(flags, maps, areas, hole, site, code, writable(areas), unforked), identity
+    stacks = writable(areas)
+    return Look(flags, maps, areas, hole, site, code, stacks, unforked, policies), identity
 
 
 def architecture_of(pid: int) -> Architecture:
@@ -296,6 +314,7 @@ class Frozen:
         areas: its mappings.
         capture: of it; shares its tables with those of the other processes.
         process: its record, without the mappings and the private memory.
+        ipc_used: what may be in its IPC namespace.
     """
 
     target: Target
@@ -303,6 +322,7 @@ class Frozen:
     areas: list[procfs.Area]
     capture: Capture = field(init=False)
     process: Process = field(init=False)
+    ipc_used: system_v.Used = field(init=False)
 
 
 def capture(
@@ -335,16 +355,23 @@ def capture(
         part.process = _capture_one(part)
         each(part)
         shared_memory.register(part.capture, part.areas)
-    family.check(root, [*(part.process for part in parts), *zombies])
+    members: list[family.Made] = [*(part.process for part in parts), *zombies]
+    family.check(root, members)
+    inner = {member.pid for member in members}
     pids = [part.target.pid for part in parts]
-    with open_table(*pids) as table:
-        tables = descriptors.capture(root, table)
-        controlling = {pid: terminal.capture_controlling(root, pid, pids) for pid in pids}
-        refuse(root.pid, root.findings)
-        if root.objects:
-            shared_memory.save(root)
-        terminal.save(root)
-        carried = carried_file.capture(root, table, [a for part in parts for a in part.areas])
+    attached = system_v.capture(root, first.ipc_used, inner)
+    try:
+        with open_table(*pids) as table:
+            tables = descriptors.capture(root, table)
+            controlling = {pid: terminal.capture_controlling(root, pid, pids) for pid in pids}
+            private_folder.capture(root, inner)
+            refuse(root.pid, root.findings)
+            if root.objects:
+                shared_memory.save(root)
+            terminal.save(root)
+            carried = carried_file.capture(root, table, [a for part in parts for a in part.areas])
+    finally:
+        attached.detach(first.agent)
     for part in parts:
         pid = part.target.pid
         part.process = msgspec.structs.replace(
@@ -361,6 +388,7 @@ def _capture_one(part: Frozen) -> Process:
     pending = signals.capture_pending(capture)
     found_threads = tuple(threads.capture(target, agent, architecture))
     settings = process.capture_settings(agent)
+    part.ipc_used = settings.ipc_used
     actions = signals.capture_actions(agent, architecture)
     interval_timers = timers.capture_interval_timers(agent)
     posix_timers = timers.capture_timers(capture, agent)
@@ -395,7 +423,9 @@ def _capture_one(part: Frozen) -> Process:
         dumpable=settings.dumpable,
         child_subreaper=settings.child_subreaper,
         thp_disabled=settings.thp_disabled,
-        timer_slack_ns=settings.timer_slack_ns,
+        thp_except_advised=settings.thp_except_advised,
+        attributes=settings.attributes,
+        timer_slack_ns=found_threads[0].scheduling.timer_slack_ns or 0,
         locks_future_memory=settings.locks_future_memory,
         oom_score_adj=identity.oom_score_adj,
         stopped=target.stopped,
@@ -403,7 +433,10 @@ def _capture_one(part: Frozen) -> Process:
 
 
 def mappings(
-    part: Frozen, flags: memory.Flags, parent: Sequence[procfs.Area] | None = None
+    part: Frozen,
+    flags: memory.Flags,
+    policies: memory_policy.Policies,
+    parent: Sequence[procfs.Area] | None = None,
 ) -> Process:
     """The process with the records of its mappings, made from what was read in the freeze, and with
     what it may have from its parent, whose mappings are given.
@@ -411,7 +444,7 @@ def mappings(
     Raises:
         CannotCheckpoint: one of them cannot be had again.
     """
-    found = memory.capture(part.capture, part.areas, flags)
+    found = memory.capture(part.capture, part.areas, flags, policies)
     refuse(part.target.pid, part.capture.findings)
     inherited = b"" if parent is None else inheritance.capture(parent, part.areas)
     space = msgspec.structs.replace(part.process.memory, mappings=found, inherited=inherited)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 import snapkernel
-from snapkernel import arch, faults, procfs
+from snapkernel import arch, faults, procfs, yama
 from snapkernel._native import lib
 from snapkernel.constants import PR_SET_PDEATHSIG
 from snapkernel.errors import SnapkernelError, TargetError
@@ -35,9 +35,16 @@ from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.pages import scan_pages
 from snapkernel.freeze.target import Memory, Target
 from snapkernel.freeze.tree import freeze_tree
-from snapkernel.jupyter.connection import find_connection_file, read_connection
+from snapkernel.jupyter.connection import connection_of
 from snapkernel.model import RUN, SCHEMA, CarriedFile, Content, Host, Manifest, Note, Zombie
-from snapkernel.resources import carried_file, memory, process, shared_memory, threads
+from snapkernel.resources import (
+    carried_file,
+    memory,
+    memory_policy,
+    process,
+    shared_memory,
+    threads,
+)
 from snapkernel.resources.context import Capture
 from snapkernel.resources.file_choice import NOTHING, Choice
 from snapkernel.store import SnapshotWriter, Source, Store, check_name
@@ -149,22 +156,12 @@ def checkpoint(
     if pid == os.getpid():
         raise TargetError(f"process {pid}", "cannot freeze itself", "call from another process")
     url = store.url if isinstance(store, Store) else store
-    if (url or "").startswith("memory:") or _only_ancestors_may_trace():
+    if (url or "").startswith("memory:") or yama.only_we_may_trace(pid):
         return checkpoint_here(
             pid, store=store, name=name, stop=stop, files=words, progress=progress
         )
     snapshot = freezer.run(pid, url, name, stop, words, progress)
     return dataclasses.replace(snapshot, safe_s=time.perf_counter() - began)
-
-
-def _only_ancestors_may_trace() -> bool:
-    """Yama's ptrace_scope 1: our child could not trace what we can."""
-    try:
-        return (
-            os.geteuid() != 0 and procfs.text("/proc/sys/kernel/yama/ptrace_scope").strip() != "0"
-        )
-    except OSError:
-        return False
 
 
 @faults.during("checkpoint")
@@ -189,7 +186,7 @@ def checkpoint_here(
     choice = Choice.of(files)
     survey = looking.survey(pid, choice)
     looking.refuse(pid, survey.findings)
-    connection = _connection(pid)
+    connection = connection_of(pid)
     where = store if isinstance(store, Store) else Store.open(store, create=True)
     mark("survey")
     with (
@@ -230,18 +227,6 @@ def rehearse() -> None:
         os.waitpid(child, 0)
 
 
-def _connection(pid: int) -> dict[str, str | int] | None:
-    """The entries of the connection file, when the process is a Jupyter kernel."""
-    raw = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]
-    directory = os.readlink(f"/proc/{pid}/cwd")
-    path = find_connection_file([os.fsdecode(word) for word in raw], directory)
-    if path is None or not path.exists():
-        return None
-    with contextlib.suppress(TargetError):
-        return read_connection(path)
-    return None
-
-
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """A collection in the middle of a freeze would lengthen it."""
@@ -260,6 +245,7 @@ class _Part(looking.Frozen):
 
     Attributes:
         flags: VmFlags of its mappings.
+        policies: NUMA policies of its mappings.
         may_be_unforked: some mappings may be kept from forked children.
         fork: its hidden copy in the making.
         copy: its hidden copy.
@@ -267,6 +253,7 @@ class _Part(looking.Frozen):
     """
 
     flags: memory.Flags = field(kw_only=True)
+    policies: memory_policy.Policies = field(kw_only=True)
     may_be_unforked: bool = field(kw_only=True)
     fork: live.Fork | None = None
     copy: live.Copy | None = None
@@ -367,7 +354,7 @@ class _Shot:
             for part in self.parts:
                 part.capture.alive = part.copy.target.pid if part.copy is not None else 0
                 parent = areas.get(part.process.ppid)
-                part.process = looking.mappings(part, part.flags, parent)
+                part.process = looking.mappings(part, part.flags, part.policies, parent)
             self._store_files(runs_on=bool(copies))
             self._store_memory()
         self.mark("stored")
@@ -422,11 +409,14 @@ class _Shot:
             areas = look.areas_now(target.pid)
         changed = look is None or areas is not look.areas
         flags = {} if look is None else look.flags
+        policies = {} if look is None else look.policies
         if changed and any(memory.key(area) not in flags for area in areas):
             flags = memory.read_flags(target.pid)
+            if look is None or policies:  # the rule is that there are none
+                policies = memory_policy.of_areas(target.pid, areas)
         agent = looking.install_agent(target, areas, look)
         unforked = changed or look is None or look.unforked
-        return _Part(target, agent, areas, flags=flags, may_be_unforked=unforked)
+        return _Part(target, agent, areas, flags=flags, policies=policies, may_be_unforked=unforked)
 
     def _begin_fork(self, frozen: looking.Frozen) -> None:
         """Have the kernel make a hidden copy, while other things are looked at."""
@@ -565,12 +555,14 @@ class _Shot:
             pipes=tuple(capture.pipes),
             terminals=tuple(capture.terminals),
             shared_memory=tuple(capture.shared_memory),
+            shared_folders=tuple(capture.shared_folders),
+            ipc=capture.ipc,
             files=tuple(capture.files),
             carried=tuple(self.carried),
             memory_bytes=sum(part.process.memory.content.length for part in self.parts) + shared,
             pause_s=self.pause,
             jupyter=connection,
-            notes=(*capture.notes, *self.notes),
+            notes=(*capture.notes, *self.notes, *self.survey.left_out),
         )
 
 

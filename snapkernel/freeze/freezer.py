@@ -21,7 +21,9 @@ import traceback
 from collections.abc import Sequence
 from typing import IO, Any, BinaryIO
 
-from snapkernel.errors import SnapkernelError, StoreError
+from snapkernel import seccomp
+from snapkernel.errors import SnapkernelError, StoreError, TargetError
+from snapkernel.freeze.capture import refuse, survey
 from snapkernel.freeze.checkpoint import Progress, Snapshot, checkpoint_here, rehearse
 
 _BLOCKED = (
@@ -125,9 +127,8 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.suppress(OSError):
         os.nice(-10)  # the target waits for us; only a privileged user may ask for it
-    with contextlib.suppress(SnapkernelError, OSError):
-        rehearse()
     try:
+        _rehearse(pid)
         message: tuple[str, object] = (
             "snapshot",
             checkpoint_here(pid, store=url, name=name, stop=stop, files=files, progress=tell),
@@ -144,6 +145,22 @@ def main() -> None:
         message = ("error", SnapkernelError(f"checkpoint of process {pid}", reason, "report it"))
     with contextlib.suppress(BrokenPipeError):
         _send(answer, message)
+
+
+def _rehearse(pid: int) -> None:
+    """Practise on a child of ours. Under a seccomp filter, which target and child have from the
+    same container, the child is the one to be caught by it.
+
+    Raises:
+        TargetError: the filter does not let us work.
+    """
+    try:
+        rehearse()
+    except (SnapkernelError, OSError) as error:
+        if seccomp.is_filtered():
+            refuse(pid, survey(pid).findings)
+            reason = f"the container's seccomp filter forbids what a checkpoint does: {error}"
+            raise TargetError(f"process {pid}", reason, seccomp.REMEDY) from None
 
 
 def _send(pipe: BinaryIO, message: object) -> None:

@@ -14,6 +14,7 @@ does the helper; before its tracer could tell the kernel so, it ends by itself. 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from snapkernel.constants import CLONE_FILES, CLONE_FS, CLONE_VM, WCLONE
 from snapkernel.errors import BatchFailed, SnapkernelError
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import Agent
-from snapkernel.freeze.batch import Batch, Cell, Words
+from snapkernel.freeze.batch import Argument, Batch, Cell, Words
 from snapkernel.freeze.layout import SIZE, STACK, UNIT
 from snapkernel.freeze.target import Target
 
@@ -73,7 +74,7 @@ class Fork:
                 The process is as it was.
         """
         self._target, self._agent = target, agent
-        self._helper, self._inner = _helper(agent)
+        self._helper, self._inner, self._call = _helper(agent)
         try:
             faults.reached("the helper is waited for")
             tracing.wait(self._helper)
@@ -86,10 +87,11 @@ class Fork:
             raise
 
     def _begin(self) -> None:
-        """Send the helper into its clone3(2)."""
+        """Send the helper into its clone3(2), or clone(2)."""
         arguments = self._agent.base + SIZE - _CLONE_ARGS_SIZE
         self._target.memory.write(arguments, bytes(_CLONE_ARGS_SIZE))
-        registers = self._agent.for_call("clone3", arguments, _CLONE_ARGS_SIZE)
+        words = (arguments, _CLONE_ARGS_SIZE) if self._call == "clone3" else (0, 0, 0, 0, 0)
+        registers = self._agent.for_call(self._call, *words)
         tracing.set_registers(self._helper, registers)
         self._go_on()  # to the entry of the call
         tracing.request(tracing.SYSCALL, self._helper)
@@ -123,7 +125,7 @@ class Fork:
                 registers = tracing.get_registers(self._helper)
                 number = -self._agent.architecture.call_result(registers)
                 object = f"process {self._target.pid}"
-                raise BatchFailed(object, f"clone3: {os.strerror(number)}", number)
+                raise BatchFailed(object, f"{self._call}: {os.strerror(number)}", number)
             copy = tracing.event_message(self._helper)
             faults.reached("the copy is born", may_fail=False)
             tracing.wait(copy)
@@ -164,18 +166,29 @@ class Fork:
         self._agent.buried()
 
 
-def _helper(agent: Agent) -> tuple[int, int]:
-    """A child that shares the memory: its pid on this host, and as the process sees it. It is
-    traced from birth, and the options of that are inherited by its own child (ptrace(2)).
+def _helper(agent: Agent) -> tuple[int, int, str]:
+    """A child that shares the memory: its pid on this host, and as the process sees it; the system
+    call that makes children here. It is traced from birth, and the options of that are inherited
+    by its own child (ptrace(2)).
 
     It has another stack, so that both can run on if we die.
     """
+    flags, stack = CLONE_VM | CLONE_FS | CLONE_FILES, agent.base + STACK
+    words = Words((flags, 0, 0, 0, 0, stack, UNIT // 2, 0, 0, 0, 0))
+    try:
+        return *_bear(agent, "clone3", words, _CLONE_ARGS_SIZE), "clone3"
+    except BatchFailed as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    # Containers forbid clone3, whose flags a seccomp filter cannot see, and not clone.
+    return *_bear(agent, "clone", flags, stack + UNIT // 2, 0, 0, 0), "clone"
+
+
+def _bear(agent: Agent, call: str, *arguments: Argument) -> tuple[int, int]:
     batch = Batch("make a helper that shares the memory")
     inner = Cell("helper")
-    stack = agent.base + STACK
-    words = Words((CLONE_VM | CLONE_FS | CLONE_FILES, 0, 0, 0, 0, stack, UNIT // 2, 0, 0, 0, 0))
     note = "copy-on-write child"
-    batch.call("clone3", words, _CLONE_ARGS_SIZE, note=note, store=inner, child_ends=True)
+    batch.call(call, *arguments, note=note, store=inner, child_ends=True)
     batch.call("wait4", inner, 0, WCLONE, 0)
     return agent.bear(batch)
 

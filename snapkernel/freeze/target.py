@@ -18,7 +18,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from snapkernel import arch, faults, procfs
+from snapkernel import arch, faults, procfs, seccomp, yama
 from snapkernel._native import ffi, lib
 from snapkernel.errors import SnapkernelError, TargetError
 from snapkernel.freeze import tracing
@@ -283,13 +283,8 @@ def why_not(pid: int, number: int) -> SnapkernelError:
         return TargetError(
             subject, f"belongs to user {uid}", "take the snapshot as that user, or as root"
         )
-    with suppress(OSError):
-        scope = int(procfs.text("/proc/sys/kernel/yama/ptrace_scope"))
-        if scope:
-            return TargetError(
-                subject,
-                f"may not be traced: kernel.yama.ptrace_scope is {scope}",
-                "start the kernel through snapkernel, take the snapshot with %checkpoint inside "
-                "it, or set kernel.yama.ptrace_scope to 0",
-            )
-    return TargetError(subject, f"cannot be traced: {os.strerror(number)}")
+    if scope := yama.forbids(pid):
+        reason = f"may not be traced: kernel.yama.ptrace_scope is {scope}"
+        return TargetError(subject, reason, yama.REMEDIES.get(scope, ""))
+    remedy = seccomp.REMEDY if seccomp.is_filtered() else ""
+    return TargetError(subject, f"cannot be traced: {os.strerror(number)}", remedy)

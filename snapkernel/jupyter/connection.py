@@ -9,32 +9,29 @@ its working directory, and listens on the file's ports for as long as it runs.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import re
 import secrets
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from jupyter_core.paths import jupyter_runtime_dir
 
-from snapkernel import faults
+from snapkernel import faults, procfs
 from snapkernel.errors import CannotRestore, TargetError
-
-ConnectionInfo = dict[str, str | int]
-"""A connection file's entries."""
+from snapkernel.jupyter.listeners import ConnectionInfo, listeners, listens, processes
 
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+RESTORED_WITH = "SNAPKERNEL_CONNECTION_FILE"
+"""In the environment of a restored kernel's parent, a kernel-init: its connection file."""
 
 _SEPARATE = re.compile(r"-f|--f|--(\w+\.)?connection_file|--connection-file")
 _JOINED = re.compile(r"(?:-f|--f|--(?:\w+\.)?connection_file|--connection-file)=(?P<path>.+)")
 _NAMED = re.compile(r"kernel-.+\.json")
 _MOST = 1 << 20  # bytes: a connection file has some hundred
 _LONGEST_PID = 7  # digits: PID_MAX_LIMIT is 4194304 (<linux/threads.h>)
-_TCP_LISTEN = "0A"
-"""State of a listening socket in ``/proc/net/tcp`` (proc(5); TCP_LISTEN in the kernel)."""
 
 
 def find_connection_file(arguments: Sequence[str], working_directory: str | Path) -> Path | None:
@@ -65,6 +62,57 @@ def _named_by_file_name(arguments: Sequence[str]) -> str | None:
     """Kernels in other languages take the file as a plain argument: it is their last one."""
     last = arguments[-1] if arguments else ""
     return last if _NAMED.fullmatch(os.path.basename(last)) else None
+
+
+def connection_of(pid: int) -> ConnectionInfo | None:
+    """The entries of the connection file by which a kernel can be reached, or ``None``.
+
+    The command line of a restored kernel names the file that the first one was started with, on
+    whose ports another may listen.
+    """
+    try:
+        arguments, folder = _command_line(pid)
+    except OSError:  # It has ended, which is somebody else's to say.
+        return None
+    named = find_connection_file(arguments, folder)
+    for path in (_restored_with(pid), named):
+        if path and (info := _read_if_any(path)) and listens(pid, info) is not False:
+            return info
+    # Kernels in other languages have options of their own, such as tslab's --config-path.
+    others = (Path(folder, word) for word in arguments[1:] if word.endswith(".json"))
+    for path in others:
+        if path.is_file() and (info := _read_if_any(path)) and listens(pid, info):
+            return info
+    return None
+
+
+def restored_with(connection_file: Path | None) -> dict[str, str]:
+    """Our environment for a kernel-init, by which :func:`connection_of` finds the file again."""
+    found = {name: value for name, value in os.environ.items() if name != RESTORED_WITH}
+    if connection_file is not None:
+        found[RESTORED_WITH] = os.path.abspath(connection_file)
+    return found
+
+
+def _restored_with(pid: int) -> Path | None:
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{_parent(pid)}/environ").read_bytes().split(b"\0"):
+            name, _, value = os.fsdecode(entry).partition("=")
+            if name == RESTORED_WITH and value:
+                return Path(value)
+    return None
+
+
+def _command_line(pid: int) -> tuple[list[str], str]:
+    """The arguments and the working directory of a process."""
+    words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
+    return words, os.readlink(f"/proc/{pid}/cwd")
+
+
+def _read_if_any(path: Path) -> ConnectionInfo | None:
+    with contextlib.suppress(TargetError):
+        return read_connection(path)
+    return None
 
 
 def read_connection(path: str | Path) -> ConnectionInfo:
@@ -180,7 +228,7 @@ def _kernel_of_file(path: Path) -> int:
     info = read_connection(path)
     # Who listens there is the kernel, whatever its command line says: that of a restored kernel
     # names the file it was first started with.
-    pids = _listening(info) or [pid for pid, file in _kernels() if _same_file(file, path)]
+    pids = listeners(info) or [pid for pid, file in _kernels() if _same_file(file, path)]
     if not pids:
         raise TargetError(
             f"connection file {path}",
@@ -219,59 +267,14 @@ def _same_file(one: Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _processes() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
-
-
 def _kernels() -> Iterator[tuple[int, Path]]:
     """Processes that were started with a connection file, and the file."""
-    for pid in _processes():
+    for pid in processes():
         # Gone meanwhile, or another user's.
         with contextlib.suppress(OSError):
-            arguments = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
-            file = find_connection_file(arguments, os.readlink(f"/proc/{pid}/cwd"))
+            file = find_connection_file(*_command_line(pid))
             if file is not None and pid != os.getpid():
                 yield pid, file
-
-
-def _listening(info: ConnectionInfo) -> list[int]:
-    """Processes that hold the socket that listens on the shell port."""
-    if info.get("transport", "tcp") != "tcp":
-        return []
-    inode = _listener(str(info.get("ip", "127.0.0.1")), int(info["shell_port"]))
-    return [pid for pid in _processes() if _holds(pid, f"socket:[{inode}]")] if inode else []
-
-
-def _listener(ip: str, port: int) -> str | None:
-    """The inode of the socket that listens on an address of this host."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(FileNotFoundError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                _, local, _, state, *_ = fields = line.split()
-                address, _, number = local.partition(":")
-                if state == _TCP_LISTEN and int(number, 16) == port and _is_at(address, ip):
-                    return fields[9]
-    return None
-
-
-def _is_at(address: str, ip: str) -> bool:
-    """Whether ``address``, as words in the machine's byte order, answers at ``ip``."""
-    words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]
-    listener = ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
-    try:
-        wanted = ipaddress.ip_address(ip)
-    except ValueError:  # A host name.
-        return True
-    return listener == wanted or listener.is_unspecified or wanted.is_unspecified
-
-
-def _holds(pid: int, link: str) -> bool:
-    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as descriptors:
-        for entry in descriptors:
-            with contextlib.suppress(OSError):
-                if os.readlink(entry.path) == link:
-                    return True
-    return False
 
 
 def _without_descendants(pids: list[int]) -> list[int]:
@@ -281,6 +284,5 @@ def _without_descendants(pids: list[int]) -> list[int]:
 
 def _parent(pid: int) -> int:
     with contextlib.suppress(OSError):
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return int(stat.rpartition(")")[2].split()[1])
+        return int(procfs.stat(pid)[1])
     return 0

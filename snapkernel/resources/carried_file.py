@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from snapkernel import procfs
 from snapkernel._native import ffi, lib
 from snapkernel.model import CarriedFile, Note
-from snapkernel.resources import file_choice, stream
+from snapkernel.resources import file_choice, posix_queue, private_folder, stream
 from snapkernel.resources.context import Capture, Saver
 from snapkernel.resources.file_content import FileSource, data_runs
 from snapkernel.resources.open_file import OpenFile, Table
@@ -144,6 +144,10 @@ def _has_path(capture: Capture, file: OpenFile, table: Table) -> bool:
     """A regular file that will be opened again by its path."""
     if not file.is_regular or not file.status.st_nlink or file.only_path:
         return False
+    if (private_folder.device(file.status), file.status.st_ino) in capture.objects:
+        return False  # it is in a folder of the processes' own, and comes with that
+    if posix_queue.recognises(file):
+        return False
     return not file_choice.is_of_kernel(file.link) and not stream.is_stream(capture, file, table)
 
 
@@ -169,6 +173,8 @@ def _mapped_file(
     named = any(e.fullmatch(area.name) for e in expressions)
     wanted = capture.choice.open and (changes or here.is_own(area.name))
     if not (wanted or named) or file_choice.is_of_kernel(area.name):
+        return
+    if (area.device, area.inode) in capture.objects:
         return
     try:
         status = os.stat(here.root + area.name, follow_symlinks=False)

@@ -17,10 +17,15 @@ from snapkernel.model import (
     AnyDescription,
     Content,
     FileIdentity,
+    IpcNamespace,
     Manifest,
+    MessageQueue,
     Note,
     Pipe,
+    PosixQueue,
     Process,
+    SemaphoreSet,
+    SharedFolder,
     SharedMemory,
     Terminal,
     UnixQueue,
@@ -59,6 +64,7 @@ class Capture:
         choice: which files travel.
         alive: pid of a copy of the process, which itself may have ended; 0 for none.
         findings: every object that is not simply saved.
+        members: the captures of all processes, by pid.
     """
 
     def __init__(
@@ -87,7 +93,16 @@ class Capture:
         self.objects: dict[tuple[str, int], SharedObject] = {}
         self.early: dict[tuple[str, int], Early] = {}
         self.shared_memory: list[SharedMemory] = []
+        self.shared_folders: list[SharedFolder] = []
+        self.private_folders: set[str] = set()
+        self.devices_in_memory: dict[str, list[str]] = {}
+        self.names_in_memory: dict[str, dict[int, str]] = {}
+        self.semaphores: list[SemaphoreSet] = []
+        self.message_queues: list[MessageQueue] = []
+        self.posix_queues: list[PosixQueue] = []
+        self.queue_index: dict[str, int] = {}
         self.files: list[FileIdentity] = []
+        self.members: dict[int, Capture] = {pid: self}
         self._file_index: dict[str, int] = {}
 
     def sibling(
@@ -96,7 +111,20 @@ class Capture:
         """A capture of another process, with the same tables."""
         other = copy.copy(self)
         other.pid, other.target, other.agent = pid, target, agent
+        self.members[pid] = other
         return other
+
+    @property
+    def ipc(self) -> IpcNamespace | None:
+        """The IPC namespace that restored processes need, if they need one of their own."""
+        segments = any(record.segment is not None for record in self.shared_memory)
+        if not (segments or self.semaphores or self.message_queues or self.posix_queues):
+            return None
+        return IpcNamespace(
+            semaphores=tuple(self.semaphores),
+            message_queues=tuple(self.message_queues),
+            posix_queues=tuple(self.posix_queues),
+        )
 
     def refuse(self, object: str, reason: str, remedy: str = "") -> None:
         """This object cannot be saved."""

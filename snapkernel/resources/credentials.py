@@ -26,9 +26,9 @@ _KEEP = (1 << 32) - 1  # setresuid(2): leave as it is
 def capture(capture: Capture) -> Credentials:
     """Credentials of the leader; threads of a Python program do not differ."""
     status = procfs.status(capture.pid)
-    uids = _inside(capture.pid, "uid_map", status["Uid"])
-    gids = _inside(capture.pid, "gid_map", status["Gid"])
-    groups = _inside(capture.pid, "gid_map", status["Groups"])
+    uids = inside(capture.pid, "uid_map", status["Uid"])
+    gids = inside(capture.pid, "gid_map", status["Gid"])
+    groups = inside(capture.pid, "gid_map", status["Groups"])
     sets = (status[f"Cap{name}"] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb"))
     return Credentials(
         uids=uids,  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def capture(capture: Capture) -> Credentials:
     )
 
 
-def _inside(pid: int, name: str, ids: str) -> tuple[int, ...]:
+def inside(pid: int, name: str, ids: str) -> tuple[int, ...]:
     """Translate ids that /proc shows into those of the process's user namespace."""
     with procfs.understood(f"{name} of process {pid}"):
         return _translated(procfs.text(f"/proc/{pid}/{name}"), ids)

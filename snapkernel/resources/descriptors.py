@@ -29,6 +29,7 @@ from snapkernel.resources import (
     path_descriptor,
     pid_descriptor,
     pipe,
+    posix_queue,
     refused_socket,
     regular_file,
     signalfd,
@@ -45,6 +46,7 @@ from snapkernel.resources.open_file import OpenFile, Table
 
 KINDS: tuple[ModuleType, ...] = (
     path_descriptor,
+    posix_queue,
     regular_file,
     device,
     pipe,

@@ -4,16 +4,24 @@ On rebuild every process is forked by its parent, with the pid it had (clone3(2)
 is born into its parent's session and group: who left a session by setsid(2) after it had children
 in the old one has these before it does so again. A terminal that controls a session is taken
 before there are others in it, who inherit it. Groups are joined when all are there.
+
+A session or group outlives its leader, and nobody can make one with another's number. So a
+placeholder is forked with the leader's pid, leads, and ends when all others have joined. Who is in
+a session that its parent never was in (its own parent has ended, and the new one is a subreaper) is
+born by that session's leader, as its parent's child (CLONE_PARENT).
 """
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from snapkernel import procfs
+from snapkernel.constants import CLONE_PARENT, WALL
 from snapkernel.freeze.batch import Batch, Words
-from snapkernel.model import SIGCHLD, Process, Zombie
+from snapkernel.model import SIGCHLD, Manifest, Process, Zombie
 from snapkernel.resources import terminal
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.process import Identity
@@ -42,22 +50,73 @@ class End:
 def check(capture: Capture, members: Sequence[Member]) -> None:
     """Refuse what could not be made again."""
     first, *others = members
-    pids = {member.pid for member in members}
-    parents = {member.pid: member for member in members}
+    by_pid = {member.pid: member for member in members}
     for member in others:
         subject = f"process {member.pid}"
-        parent = parents.get(member.ppid)
+        parent = by_pid.get(member.ppid)
         if parent is None:
             capture.refuse(subject, "its parent is not in the snapshot", "end it")
             continue
-        lines = [parent.sid]
+        if not _can_be_born(by_pid, first, member, parent):
+            capture.refuse(subject, "has left the family that its session is in", "end it")
+        if member.pgid in (0, first.ppid) and member.pgid not in (first.pgid, first.sid):
+            capture.refuse(subject, "is in a process group of others", "end it")
+
+
+def _can_be_born(
+    by_pid: Mapping[int, Member], first: Member, member: Member, parent: Member
+) -> bool:
+    """Into its session: its own, one of an ancestor, or one of a brother or a placeholder."""
+    if member.sid in (member.pid, parent.sid):
+        return True
+    ancestor = parent
+    while ancestor is not first:
+        ancestor = by_pid[ancestor.ppid]
+        if member.sid == ancestor.sid:
+            return True
+    leader = by_pid.get(member.sid)
+    if leader is not None:
+        return (leader.ppid, leader.exit_signal) == (member.ppid, member.exit_signal)
+    if member.sid in (0, first.ppid, first.pgid):
+        return False
+    session = [other for other in by_pid.values() if other.sid == member.sid]
+    strangers = [other for other in session if by_pid.get(other.ppid, first).sid != other.sid]
+    return len({(other.ppid, other.exit_signal) for other in strangers}) == 1
+
+
+def tell_orphans(capture: Capture, pids: Collection[int]) -> None:
+    """Report processes of these ones' sessions and groups that are no descendants any more: their
+    parents have ended, and they were given to an init or a subreaper (prctl(2)).
+
+    ``pids`` are those of the tree, on this host.
+    """
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if pid in pids:
+            continue
+        try:
+            stat, name = procfs.stat(pid), procfs.text(f"/proc/{pid}/comm").strip()
+        except OSError:
+            continue  # it has ended meanwhile
+        if stat[0] != "Z" and {int(stat[2]), int(stat[3])} & set(pids):
+            reason = "is no descendant any more, since its parent has ended, and is not saved"
+            capture.report(f"process {pid} ({name})", "left out", reason)
+
+
+def strangers(manifest: Manifest) -> set[int]:
+    """Pids of those who are in a session that their parent was never in, and not in their own."""
+    by_pid = {process.pid: process for process in manifest.processes}
+    first = manifest.processes[0]
+    found = set()
+    members: list[Made] = [*manifest.processes[1:], *manifest.zombies]
+    for member in members:
+        parent = by_pid[member.ppid]
+        lines = {member.pid, first.sid, parent.sid}
         while parent is not first:
-            parent = parents[parent.ppid]
-            lines.append(parent.sid)
-        if member.sid not in (member.pid, *lines):
-            capture.refuse(subject, "the leader of its session has ended", "end it")
-        if member.pgid not in pids and member.pgid != first.pgid:
-            capture.refuse(subject, "the leader of its process group has ended", "end it")
+            parent = by_pid[parent.ppid]
+            lines.add(parent.sid)
+        if member.sid not in lines:
+            found.add(member.pid)
+    return found
 
 
 def steps(
@@ -68,68 +127,115 @@ def steps(
 
     ``heirs`` are born after their brothers: their parent's memory has been filled by then.
     """
-    manifest = builds[0].manifest
-    members: list[Made] = [*manifest.processes, *manifest.zombies]
-    members.sort(key=lambda member: member.pid in heirs)
-    first = manifest.processes[0]
-    groups = {first.pid: first.pgid}
-    if first.sid == first.pid:
-        yield first.pid, terminal.take(builds[0])
-    yield from _births(builds, members, first, first.sid, groups)
-    # Leaders first: nobody can join a group that is not there.
-    for member in sorted(members[1:], key=lambda member: member.pgid != member.pid):
-        if groups[member.pid] != member.pgid:
-            batch = Batch("join the process group")
-            batch.call("setpgid", 0, member.pgid, note=f"process group {member.pgid}")
-            yield member.pid, batch
-    for build in builds:
-        yield build.process.pid, terminal.give_up(build)
-        yield build.process.pid, terminal.give_foreground(build)
-    for zombie in manifest.zombies:
-        yield zombie.pid, End(zombie)
-    for parent in {zombie.ppid for zombie in manifest.zombies}:
-        batch = Batch("forget the signals of these ends")
-        # What is ignored by default is not left pending (signal(7)); the old action comes later.
-        batch.call("rt_sigaction", SIGCHLD, bytes(_MOST_SIGACTION), 0, 8)
-        yield parent, batch
+    return _Family(builds, heirs).steps()
 
 
-def _births(
-    builds: Sequence[Build],
-    members: list[Made],
-    parent: Made,
-    session: int,
-    groups: dict[int, int],
-) -> Iterator[tuple[int, Fork | Batch]]:
-    """All descendants of a process that is in a session, and its own new session."""
-    children = [member for member in members[1:] if member.ppid == parent.pid]
-    leads = parent.sid == parent.pid != session
-    early = [child for child in children if leads and child.sid == session]
-    for child in early:
-        yield from _birth(builds, members, parent, child, session, groups)
-    if leads:
+class _Family:
+    """Members while they are made.
+
+    Attributes:
+        builds: of the processes.
+        members: of the snapshot, the first process first.
+        groups: the process group that each is in.
+        placeholders: of leaders that have ended.
+    """
+
+    def __init__(self, builds: Sequence[Build], heirs: Container[int]) -> None:
+        manifest = builds[0].manifest
+        self.builds = builds
+        self.members: list[Made] = [*manifest.processes, *manifest.zombies]
+        self.members.sort(key=lambda member: member.pid in heirs)
+        self.zombies = manifest.zombies
+        self.first = manifest.processes[0]
+        self.pids = {member.pid for member in self.members}
+        self.groups = {self.first.pid: self.first.pgid}
+        self.placeholders: list[Zombie] = []
+
+    def steps(self) -> Iterator[tuple[int, Fork | Batch | End]]:
+        """In this order."""
+        if self.first.sid == self.first.pid:
+            yield self.first.pid, terminal.take(self.builds[0])
+        yield from self._descendants(self.first, self.first.sid)
+        yield from self._lead_groups()
+        # Leaders first: nobody can join a group that is not there.
+        for member in sorted(self.members[1:], key=lambda member: member.pgid != member.pid):
+            if self.groups[member.pid] != member.pgid:
+                yield self._join(member.pid, member.pgid)
+        for build in self.builds:
+            yield build.process.pid, terminal.give_up(build)
+            yield build.process.pid, terminal.give_foreground(build)
+        for ended in (*self.placeholders, *self.zombies):
+            yield ended.pid, End(ended)
+        parents = {ended.ppid for ended in (*self.placeholders, *self.zombies)}
+        for parent in sorted(parents - {zombie.pid for zombie in self.zombies}):
+            batch = Batch("forget the signals of these ends")
+            # What is ignored by default is not left pending (signal(7)); the old action comes
+            # later.
+            batch.call("rt_sigaction", SIGCHLD, bytes(_MOST_SIGACTION), 0, 8)
+            for placeholder in self.placeholders:
+                if placeholder.ppid == parent:
+                    note = f"placeholder {placeholder.pid}"
+                    batch.call("wait4", placeholder.pid, 0, WALL, 0, note=note)
+            yield parent, batch
+
+    def _descendants(self, parent: Made, session: int) -> Iterator[tuple[int, Fork | Batch]]:
+        """All of a process that is in a session, and its own new session."""
+        children = [member for member in self.members[1:] if member.ppid == parent.pid]
+        leads = parent.sid == parent.pid != session
+        early = [child for child in children if leads and child.sid == session]
+        for child in early:
+            yield from self._birth(parent.pid, child, session)
+        if leads:
+            yield self._lead(parent.pid)
+            taking = (build for build in self.builds if build.process is parent)
+            yield from ((parent.pid, terminal.take(build)) for build in taking)
+        late = [child for child in children if child not in early]
+        strangers = [child for child in late if child.sid not in (child.pid, parent.sid)]
+        for child in late:
+            if child not in strangers:
+                yield from self._birth(parent.pid, child, parent.sid)
+        for stranger in strangers:
+            if stranger.sid not in self.groups:
+                yield self._placeholder(parent.pid, stranger.sid, stranger.exit_signal)
+                yield self._lead(stranger.sid)
+            yield from self._birth(stranger.sid, stranger, stranger.sid)
+
+    def _birth(self, maker: int, child: Made, session: int) -> Iterator[tuple[int, Fork | Batch]]:
+        """By its parent, or by a child of its parent."""
+        yield self._fork(maker, child, brother=maker != child.ppid)
+        yield from self._descendants(child, session)
+
+    def _fork(self, maker: int, child: Made, *, brother: bool = False) -> tuple[int, Fork]:
+        batch = Batch("fork a child")
+        pid = struct.pack("=i", child.pid)
+        flags, exit_signal = (CLONE_PARENT, 0) if brother else (0, child.exit_signal)
+        arguments = Words((flags, 0, 0, 0, exit_signal, 0, 0, 0, pid, 1, 0))
+        batch.call("clone3", arguments, 11 * 8, note=f"process {child.pid}")
+        self.groups[child.pid] = self.groups[maker]
+        return maker, Fork(child, batch)
+
+    def _placeholder(self, parent: int, pid: int, exit_signal: int) -> tuple[int, Fork]:
+        made = Zombie(pid=pid, ppid=parent, pgid=pid, sid=pid, status=0, exit_signal=exit_signal)
+        self.placeholders.append(made)
+        return self._fork(parent, made)
+
+    def _lead(self, pid: int) -> tuple[int, Batch]:
         batch = Batch("lead a session")
-        batch.call("setsid", note=f"session {parent.pid}")
-        groups[parent.pid] = parent.pid
-        yield parent.pid, batch
-        yield from ((parent.pid, terminal.take(b)) for b in builds if b.process is parent)
-    for child in children:
-        if child not in early:
-            yield from _birth(builds, members, parent, child, parent.sid, groups)
+        batch.call("setsid", note=f"session {pid}")
+        self.groups[pid] = pid
+        return pid, batch
 
+    def _join(self, pid: int, group: int) -> tuple[int, Batch]:
+        batch = Batch("join the process group")
+        batch.call("setpgid", 0, group, note=f"process group {group}")
+        self.groups[pid] = group
+        return pid, batch
 
-def _birth(
-    builds: Sequence[Build],
-    members: list[Made],
-    parent: Made,
-    child: Made,
-    session: int,
-    groups: dict[int, int],
-) -> Iterator[tuple[int, Fork | Batch]]:
-    batch = Batch("fork a child")
-    pid = struct.pack("=i", child.pid)
-    arguments = Words((0, 0, 0, 0, child.exit_signal, 0, 0, 0, pid, 1, 0))
-    batch.call("clone3", arguments, 11 * 8, note=f"process {child.pid}")
-    groups[child.pid] = groups[parent.pid]
-    yield parent.pid, Fork(child, batch)
-    yield from _births(builds, members, child, session, groups)
+    def _lead_groups(self) -> Iterator[tuple[int, Fork | Batch]]:
+        """Placeholders for leaders of groups that have ended; a member is in the right session."""
+        # Who is to end leaves a placeholder to pid 1, which waits for it.
+        for member in sorted(self.members[1:], key=lambda member: isinstance(member, Zombie)):
+            group = member.pgid
+            if group not in {*self.groups, self.first.pgid, self.first.sid}:
+                yield self._placeholder(member.pid, group, 0)
+                yield self._join(group, group)

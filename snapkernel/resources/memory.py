@@ -42,8 +42,8 @@ from snapkernel.errors import Finding
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.pages import Kind, scan_pages
-from snapkernel.model import RUN, Mapping
-from snapkernel.resources import memory_locks, shared_memory, vdso
+from snapkernel.model import RUN, Mapping, MemoryPolicy
+from snapkernel.resources import memory_locks, memory_policy, shared_memory, system_v, vdso
 from snapkernel.resources.context import Build, Capture
 from snapkernel.runs import Run, without
 
@@ -93,13 +93,19 @@ def is_special(area: procfs.Area) -> bool:
     return area.name in vdso.NAMES or area.name in vdso.OTHER
 
 
-def capture(capture: Capture, areas: Sequence[procfs.Area], flags: Flags) -> tuple[Mapping, ...]:
+def capture(
+    capture: Capture,
+    areas: Sequence[procfs.Area],
+    flags: Flags,
+    policies: memory_policy.Policies | None = None,
+) -> tuple[Mapping, ...]:
     """The mappings as records; what cannot be had again is refused."""
+    bound = {} if policies is None else policies
     found: list[Mapping] = []
     for area in areas:
         if is_special(area):
             continue
-        mapping = _mapping(capture, area, flags.get(key(area), ()))
+        mapping = _mapping(capture, area, flags.get(key(area), ()), bound.get(area.start))
         if found and _alike(found[-1], mapping):
             found[-1] = Mapping(
                 **{
@@ -114,7 +120,9 @@ def capture(capture: Capture, areas: Sequence[procfs.Area], flags: Flags) -> tup
     return tuple(found)
 
 
-def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Mapping:
+def _mapping(
+    capture: Capture, area: procfs.Area, flags: tuple[str, ...], policy: MemoryPolicy | None
+) -> Mapping:
     named = shared_memory.named_in_utf8(capture, area.name)
     label = (area.name if named else "") or "anonymous"
     subject = f"memory {area.start:#x}-{area.end:#x} ({label})"
@@ -130,20 +138,21 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
     if "wf" in flags:
         capture.report(subject, "replaced", "is wiped in a restored copy, as in a forked child")
     file = backing = None
-    if area.inode and named and refusal is None:
+    segment = system_v.is_segment(area.device, area.path)
+    if (area.inode or segment) and named and refusal is None:
         if shared_memory.is_object(capture, area):
             backing = shared_memory.object_of(capture, area)
         else:
             file = capture.file(area.name, area.inode)
             if area.shared and "mw" in flags:
                 _tell_shared(capture, area.name)
-    name = area.name if not area.inode or area.name.startswith(_NAMED_SHARED) else ""
+    unnamed = not (area.inode or segment) or area.name.startswith(_NAMED_SHARED)
     return Mapping(
         start=area.start,
         end=area.end,
         protection=area.protection,
         shared=area.shared,
-        offset=area.offset if area.inode else 0,
+        offset=area.offset if area.inode or segment else 0,
         flags=tuple(
             sorted(
                 KEPT.intersection(flags) | ({"mw"}.intersection(flags) if area.shared else set())
@@ -151,7 +160,8 @@ def _mapping(capture: Capture, area: procfs.Area, flags: tuple[str, ...]) -> Map
         ),
         file=file,
         object=backing,
-        name=name,
+        name=area.name if unnamed else "",
+        policy=policy,
     )
 
 
@@ -172,8 +182,11 @@ def _alike(left: Mapping, right: Mapping) -> bool:
         and left.file is None
         and left.object is None
         and not left.shared
-        and (left.protection, left.flags, left.file, left.object, left.shared, left.name)
-        == (right.protection, right.flags, right.file, right.object, right.shared, right.name)
+        and (left.protection, left.flags, left.name, left.policy)
+        == (right.protection, right.flags, right.name, right.policy)
+        and not right.shared
+        and right.file is None
+        and right.object is None
     )
 
 
@@ -220,6 +233,7 @@ def rebuild_mappings(build: Build) -> Batch:
             _advise(batch, part)
     for cell in opened.values():
         batch.call("close", cell)
+    memory_policy.rebuild_of_areas(build, batch)
     return batch
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from snapkernel import procfs
+from snapkernel import procfs, seccomp
 from snapkernel._native import lib
 from snapkernel.errors import TargetError
 
@@ -180,8 +180,8 @@ def _add(table: Table, pid: int, handle: int, number: int) -> None:
     if descriptor < 0:
         raise TargetError(
             f"fd {number} ({link}) of process {pid}",
-            f"cannot be examined: {os.strerror(-descriptor)}",
-            "the kernel must allow pidfd_getfd; containers may forbid it without CAP_SYS_PTRACE",
+            f"cannot be examined with pidfd_getfd: {os.strerror(-descriptor)}",
+            seccomp.REMEDY if seccomp.is_filtered() else "",
         )
     flags = int(info.partition("flags:")[2].split(None, 1)[0], 8)
     status = os.fstat(descriptor)
@@ -221,6 +221,8 @@ def find_same(pid: int, ordered: list[OpenFile], number: int) -> tuple[int, Open
         if order == 0:
             return middle, ordered[middle]
         if order < 0:
-            raise TargetError(f"fd {number} of process {pid}", f"kcmp: {os.strerror(-order)}")
+            reason = f"cannot be compared with kcmp: {os.strerror(-order)}"
+            remedy = seccomp.REMEDY if seccomp.is_filtered() else ""
+            raise TargetError(f"fd {number} of process {pid}", reason, remedy)
         low, high = (low, middle) if order == 1 else (middle + 1, high)
     return low, None

@@ -13,8 +13,9 @@ import os
 import re
 
 from snapkernel import procfs
+from snapkernel.errors import CannotRestore
 from snapkernel.freeze.batch import Batch
-from snapkernel.model import AnyDescription, RegularFile
+from snapkernel.model import AnyDescription, Manifest, Note, PathDescriptor, RegularFile
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
@@ -52,6 +53,29 @@ def _is_procfs(capture: Capture, file: OpenFile) -> bool:
 def is_of_process(record: AnyDescription) -> bool:
     """A file of /proc that belongs to a process."""
     return isinstance(record, RegularFile) and bool(_OF_PROCESS.match(record.file.path))
+
+
+def without_own(manifest: Manifest) -> Note:
+    """What is different where a container lets nobody mount a ``/proc``.
+
+    Raises:
+        CannotRestore: something is to be opened there by a process id, which means another process.
+    """
+    paths = [process.working_directory for process in manifest.processes]
+    for record in manifest.descriptions:
+        if isinstance(record, PathDescriptor):
+            paths.append(record.path)
+        elif isinstance(record, RegularFile):
+            paths.append(record.file.path)
+    for path in paths:
+        if _OF_PROCESS.match(path):
+            reason = "this container hides parts of /proc, so that no other can be mounted"
+            remedy = "close it before the snapshot, or let the container see all of /proc"
+            raise CannotRestore(f"file {path}", reason, remedy)
+    reason = (
+        "this container hides parts of it: it shows the container's process ids, not the old ones"
+    )
+    return Note(object="/proc", status="replaced", reason=reason)
 
 
 def rebuild(build: Build) -> Batch:

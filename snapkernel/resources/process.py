@@ -7,26 +7,25 @@ import resource
 import struct
 from dataclasses import dataclass
 
-from snapkernel import procfs
+from snapkernel import procfs, seccomp
 from snapkernel.constants import (
     PR_GET_CHILD_SUBREAPER,
     PR_GET_DUMPABLE,
     PR_GET_THP_DISABLE,
-    PR_GET_TIMERSLACK,
     PR_SET_CHILD_SUBREAPER,
     PR_SET_DUMPABLE,
     PR_SET_MM,
     PR_SET_MM_MAP,
     PR_SET_THP_DISABLE,
-    PR_SET_TIMERSLACK,
 )
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell, Space, Words
-from snapkernel.model import FutureLocks, MemoryLayout, Note, Zombie
-from snapkernel.resources import memory_locks
+from snapkernel.model import Attributes, FutureLocks, MemoryLayout, Note, Zombie
+from snapkernel.resources import attributes, memory_locks, private_folder, system_v
 from snapkernel.resources.context import Build, Capture
 
 _UNLIMITED = (1 << 64) - 1
+_THP_EXCEPT_ADVISED = 2  # prctl(2), Linux 6.18
 RLIMIT_NICE, RLIMIT_RTPRIO = 13, 14
 
 
@@ -117,7 +116,7 @@ def _refuse_namespaces(capture: Capture) -> None:
     remedy = "run snapkernel inside the same container or namespace"
     for name in _SHARED_NAMESPACES:
         theirs, ours = (os.readlink(f"/proc/{pid}/ns/{name}") for pid in (capture.pid, "self"))
-        if theirs != ours:
+        if theirs != ours and not (name == "ipc" and system_v.is_private(capture.pid)):
             capture.refuse(f"{name} namespace", "is not the one of snapkernel", remedy)
     if os.readlink(f"/proc/{capture.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
         strange = _mounts(capture.pid) ^ _mounts(os.getpid())
@@ -130,12 +129,14 @@ def _refuse_namespaces(capture: Capture) -> None:
 
 
 def _mounts(pid: int) -> set[tuple[str, str]]:
-    """Device and place of every mount, without those of /proc and /dev/pts: a restored process has
-    its own."""
+    """Device and place of every mount, without those that a restored process has for itself."""
+    mounts = procfs.mounts(pid)
     return {
         (f"{mount.device} {mount.root}", mount.place)
-        for mount in procfs.mounts(pid)
-        if mount.place not in ("/proc", "/dev/pts") and not mount.place.startswith("/proc/")
+        for mount in mounts
+        if mount.place not in ("/proc", "/dev/pts")
+        and not mount.place.startswith("/proc/")
+        and private_folder.is_strange(mount, mounts)
     }
 
 
@@ -148,12 +149,15 @@ def _refuse_strange(capture: Capture, status: dict[str, str]) -> None:
             "the first process of a pid namespace cannot be saved",
             "start it below an init, such as `tini` or `docker run --init`",
         )
-    if status.get("Seccomp", "0") != "0":
+    if status.get("Seccomp", "0") != "0" and not seccomp.is_everybodys(capture.pid):
         capture.refuse(
             "seccomp filter",
             "a filtered process cannot be examined from inside",
-            "start the process without seccomp",
+            "start the process without seccomp, or run snapkernel inside the same container",
         )
+    elif status.get("Seccomp", "0") != "0":
+        reason = "is the container's: the copy has that of the container where it is restored"
+        capture.report("seccomp filter", "replaced", reason)
     if status.get("x86_Thread_features", "").strip():
         capture.refuse(
             "shadow stack",
@@ -169,7 +173,9 @@ class Settings:
     dumpable: int
     child_subreaper: bool
     thp_disabled: bool
-    timer_slack_ns: int
+    thp_except_advised: bool
+    attributes: Attributes
+    ipc_used: system_v.Used
     locks_future_memory: FutureLocks
 
 
@@ -180,14 +186,17 @@ def capture_settings(agent: Agent) -> Settings:
     subreaper = Space(bytes(4))
     batch.call("prctl", PR_GET_CHILD_SUBREAPER, subreaper)
     huge = batch.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, check=False)
-    slack = batch.call("prctl", PR_GET_TIMERSLACK)
+    further, ipc = attributes.Question(batch), system_v.Question(batch)
     locks = memory_locks.Question(batch, agent)
     agent.run(batch)
+    state = max(huge.result or 0, 0)
     return Settings(
         dumpable=dumpable.result or 0,
         child_subreaper=any(subreaper.data),
-        thp_disabled=huge.result == 1,
-        timer_slack_ns=max(slack.result or 0, 0),
+        thp_disabled=state > 0,
+        thp_except_advised=bool(state & _THP_EXCEPT_ADVISED),
+        attributes=further.answer(),
+        ipc_used=ipc.answer(),
         locks_future_memory=locks.answer(),
     )
 
@@ -246,8 +255,9 @@ def rebuild_attributes(build: Build) -> Batch:
     if process.child_subreaper:
         batch.call("prctl", PR_SET_CHILD_SUBREAPER, 1)
     if process.thp_disabled:
-        batch.call("prctl", PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    batch.call("prctl", PR_SET_TIMERSLACK, process.timer_slack_ns)
+        flags = _THP_EXCEPT_ADVISED if process.thp_except_advised else 0
+        batch.call("prctl", PR_SET_THP_DISABLE, 1, flags, 0, 0, optional="PR_SET_THP_DISABLE")
+    attributes.rebuild(batch, process.attributes)
     return batch
 
 

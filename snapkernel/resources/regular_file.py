@@ -8,7 +8,7 @@ import stat
 
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import FileIdentity, Note, ObjectFile, RegularFile
-from snapkernel.resources import file_locks, proc_file, shared_memory
+from snapkernel.resources import dev_shm, file_locks, proc_file, shared_memory
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile, Table
 
@@ -26,10 +26,11 @@ def capture(capture: Capture, file: OpenFile, table: Table) -> RegularFile | Obj
     """By path, or by content when there is no path any more."""
     if not shared_memory.named_in_utf8(capture, file.link):
         return None
-    if file.is_regular and file.status.st_nlink == 0:
-        known = shared_memory.find(
-            capture, file.device, file.status.st_ino, file.link.removesuffix(" (deleted)")
-        )
+    inode = file.status.st_ino
+    name = dev_shm.name_of(capture, file.device, inode, file.link) if file.is_regular else None
+    if name is not None or (file.is_regular and file.status.st_nlink == 0):
+        path = file.link.removesuffix(" (deleted)") if name is None else name
+        known = shared_memory.find(capture, file.device, inode, path, named=name is not None)
         if known is None:
             why = shared_memory.refusal(file.link)
             capture.refuse(

@@ -1,4 +1,5 @@
-"""Objects without a path: shared anonymous memory, memfds (memfd_create(2)), deleted files.
+"""Objects in memory: shared anonymous memory, memfds (memfd_create(2)), deleted files, System V
+segments (``system_v``), and files in ``/dev/shm`` (``dev_shm``).
 
 They show in ``/proc/PID/maps`` as ``NAME (deleted)`` with a device and an inode, by which several
 mappings and descriptors are found to be of the same object. A forked copy shares them with the
@@ -39,11 +40,12 @@ from snapkernel.errors import Finding, TargetError
 from snapkernel.freeze.agent import PAGE
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.freeze.target import Memory
-from snapkernel.model import Content, Manifest, Mapping, Note, Process, SharedMemory
-from snapkernel.resources import unnamed_file
+from snapkernel.model import Content, Manifest, Mapping, Note, Process, Segment, SharedMemory
+from snapkernel.resources import dev_shm, private_folder, system_v, unnamed_file
 from snapkernel.resources.context import Build, Capture, Fill
 from snapkernel.resources.file_content import FileSource, data_runs
 from snapkernel.resources.mapped_view import MappedSource, View, look, offsets, present
+from snapkernel.resources.system_v import is_segment
 from snapkernel.store.early import Early
 
 SEAL_SEAL = 1
@@ -63,6 +65,7 @@ class SharedObject:
         areas: mappings of it, in that process.
         link: where to open it, if the process has it open.
         linkable: made with O_TMPFILE.
+        id: of a System V segment, with ``size`` and ``segment`` once they are known.
     """
 
     index: int
@@ -72,6 +75,9 @@ class SharedObject:
     areas: list[procfs.Area] = field(default_factory=list)
     link: str = ""
     linkable: bool = False
+    id: int = 0
+    size: int = 0
+    segment: Segment | None = None
 
     @property
     def extent(self) -> int:
@@ -84,14 +90,14 @@ class SharedObject:
         if self.kind == "anonymous":
             area = self.areas[0]
             return f"shared memory {area.start:#x}-{area.end:#x}"
+        if self.kind == system_v.KIND:
+            return f"System V shared memory {self.id}"
+        if self.kind == dev_shm.KIND:
+            return f"shared memory {self.name}"
         return f"{self.kind.replace('-', ' ')} {self.name}"
 
 
 _REFUSED = {
-    "/SYSV": (
-        "System V shared memory cannot be saved yet",
-        "detach it (shmdt) before the snapshot",
-    ),
     "/[aio]": ("asynchronous I/O contexts cannot be saved", "end it (io_destroy)"),
     "/secretmem": ("secret memory (memfd_secret) cannot be saved", "release it"),
     "anon_inode:": ("is shared with the kernel, which cannot be saved", "unmap it"),
@@ -103,32 +109,51 @@ def refusal(path: str) -> tuple[str, str] | None:
     return next((why for name, why in _REFUSED.items() if path.startswith(name)), None)
 
 
-def kind_of(path: str) -> tuple[str, str] | None:
+def kind_of(device: str, path: str) -> tuple[str, str] | None:
     """Kind and name of an object from how /proc names it; ``None`` for a kind that is refused."""
     if path == "/dev/zero" or path.startswith(NAMED_ANONYMOUS):
         return "anonymous", ""
     if path.startswith("/memfd:"):
         return "memfd", path.removeprefix("/memfd:")
+    if is_segment(device, path):
+        return system_v.KIND, path
     if refusal(path) is not None:
         return None
     return "deleted-file", path
 
 
-def find(capture: Capture, device: str, inode: int, path: str) -> SharedObject | None:
-    """The object of a mapping or descriptor, made known when it is new."""
-    known = capture.objects.get((device, inode))
+def find(
+    capture: Capture, device: str, inode: int, path: str, *, named: bool = False
+) -> SharedObject | None:
+    """The object of a mapping or descriptor, made known when it is new.
+
+    ``named``: it is a file in ``/dev/shm``.
+    """
+    key = _key(device, inode, path)
+    known = capture.objects.get(key)
     if known is None:
-        kind = kind_of(path)
+        kind = (dev_shm.KIND, path) if named else kind_of(device, path)
         if kind is None:
             return None
-        known = SharedObject(len(capture.objects), *kind)
-        known.linkable = unnamed_file.is_unnamed(path, inode)
-        capture.objects[device, inode] = known
+        known = SharedObject(len(capture.objects), *kind, id=inode)
+        if named:
+            known.link = private_folder.path(capture, path)
+            dev_shm.tell(capture, path)
+        known.linkable = not named and unnamed_file.is_unnamed(path, inode)
+        capture.objects[key] = known
     return known
 
 
+def _key(device: str, inode: int, path: str) -> tuple[str, int]:
+    """Ids of segments are another kind of number than inodes, on the same device."""
+    return (system_v.KIND if is_segment(device, path) else device), inode
+
+
 def is_object(capture: Capture, area: procfs.Area) -> bool:
-    """An area maps something that has no path. A file may also be *called* ``x (deleted)``."""
+    """An area maps something that is nowhere but in memory. A file may also be *called*
+    ``x (deleted)``."""
+    if is_segment(area.device, area.path) or _name_of(capture, area) is not None:
+        return True
     if area.inode and area.name.startswith(NAMED_ANONYMOUS):
         return True
     if not area.inode or not area.name.endswith(" (deleted)"):
@@ -139,6 +164,17 @@ def is_object(capture: Capture, area: procfs.Area) -> bool:
         return os.stat(f"/proc/{capture.pid}/root{area.name}").st_ino != area.inode
     except OSError:
         return True
+
+
+def _name_of(capture: Capture, area: procfs.Area) -> str | None:
+    return dev_shm.name_of(capture, area.device, area.inode, area.name)
+
+
+def find_mapped(capture: Capture, area: procfs.Area) -> SharedObject | None:
+    """The object that an area maps."""
+    name = _name_of(capture, area)
+    path = area.path if name is None else name
+    return find(capture, area.device, area.inode, path, named=name is not None)
 
 
 def named_in_utf8(capture: Capture, name: str) -> bool:
@@ -158,7 +194,7 @@ def register(capture: Capture, areas: Sequence[procfs.Area]) -> None:
     """Make the objects of all mappings known."""
     for area in areas:
         if is_object(capture, area) and named_in_utf8(capture, area.name):
-            known = find(capture, area.device, area.inode, area.path)
+            known = find_mapped(capture, area)
             if known is not None:
                 known.holder = known.holder or capture
                 if known.holder is capture:
@@ -167,7 +203,7 @@ def register(capture: Capture, areas: Sequence[procfs.Area]) -> None:
 
 def object_of(capture: Capture, area: procfs.Area) -> int | None:
     """Index of the object that an area maps."""
-    known = find(capture, area.device, area.inode, area.path)
+    known = find_mapped(capture, area)
     if known is None:
         return None  # refused by its name
     if capture.target is not None and known.index >= len(capture.shared_memory):
@@ -237,16 +273,20 @@ def _record(capture: Capture, known: SharedObject, early: Early | None) -> Share
     opened = _open(capture, known)
     if opened is None and known.link and not known.areas:
         capture.refuse(
-            f"deleted file {known.name}",
+            known.subject,
             "cannot be opened for reading",
             "close it, or take the snapshot as a user who may read it",
         )
     try:
         content = Content()
-        size, seals, mode = known.extent, 0, 0
+        size, seals, mode, owner = known.extent, 0, 0, (0, 0)
         if opened is not None or known.link:
             status = os.stat(known.link) if opened is None else os.fstat(opened)
             size, mode = status.st_size, status.st_mode & 0o7777
+            if known.kind == dev_shm.KIND:
+                owner = private_folder.owner(capture, status)
+                if status.st_nlink > 1:
+                    capture.report(known.subject, "replaced", "other names of it are lost")
         if opened is not None:
             if known.kind == "memfd":
                 seals = fcntl.fcntl(opened, F_GET_SEALS)
@@ -260,14 +300,18 @@ def _record(capture: Capture, known: SharedObject, early: Early | None) -> Share
             assert capture.target is not None
             source = MappedSource(capture.target.memory, view.pieces)
             content = capture.save(source, view.runs(), early)
+        if known.segment is not None:
+            size, mode = known.size, known.segment.permissions.mode
         return SharedMemory(
             kind=known.kind,
             name=known.name,
             size=size,
             seals=seals,
             mode=mode,
+            owner=owner,
             linkable=known.linkable,
             content=content,
+            segment=known.segment,
         )
     finally:
         if opened is not None:
@@ -285,6 +329,12 @@ def _open(capture: Capture, known: SharedObject) -> int | None:
             return os.open(link, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue
+    if known.link and not known.areas:
+        capture.refuse(
+            known.subject,
+            "cannot be opened for reading",
+            "close it, or take the snapshot as a user who may read it",
+        )
     return None
 
 
@@ -308,9 +358,9 @@ def _tell_unseen(capture: Capture, known: SharedObject, view: View, size: int) -
 
 
 def stage(build: Build, start: int) -> None:
-    """Choose where shared anonymous objects are mapped until every process has mapped them."""
+    """Choose where objects without a descriptor are mapped until every process has mapped them."""
     for index, record in enumerate(build.manifest.shared_memory):
-        if record.kind == "anonymous":
+        if record.kind in ("anonymous", system_v.KIND):
             build.staging[index] = start
             start += staged_size(build.manifest, index)
 
@@ -339,6 +389,8 @@ def rebuild_objects(build: Build) -> Iterator[Batch | Fill]:
             make.call("mmap", at, length, PROT_READ | PROT_WRITE, flags, -1, 0)
             yield make
             yield Fill("shared anonymous memory", record.content, at)
+        elif record.kind == system_v.KIND:
+            yield from system_v.rebuild_segment(build, record, build.staging[index])
         else:
             yield from _with_descriptor(build, index, record, length)
 
@@ -352,6 +404,8 @@ def _with_descriptor(
     if record.kind == "memfd":
         flags = MFD_CLOEXEC | (0 if record.seals == SEAL_SEAL else MFD_ALLOW_SEALING)
         make.call("memfd_create", record.name.encode() + b"\0", flags, store=fresh, note=note)
+    elif record.kind == dev_shm.KIND:
+        dev_shm.make(make, record, fresh, note)
     elif not os.access(os.path.dirname(record.name), os.W_OK | os.X_OK):
         reason = "nothing can be made in its directory; its content is in a memfd"
         build.notes.append(Note(object=note, status="replaced", reason=reason))
@@ -360,7 +414,7 @@ def _with_descriptor(
     elif unnamed_file.can_be_had(build, record, note):
         unnamed_file.make(make, record, fresh, note)
     else:
-        path = _free_name(record.name)
+        path = _free_name(build, record.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         make.call("openat", AT_FDCWD, path, flags, 0o600, store=fresh, note=note)
         make.call("unlinkat", AT_FDCWD, path, 0, note=note)
@@ -384,6 +438,9 @@ def rebuild_mappings(build: Build) -> Batch:
         mappings = list(_mappings_of([build.process], index))
         if record.kind == "anonymous":
             _map_anonymous(build, batch, index, mappings)
+            continue
+        if record.segment is not None:
+            system_v.rebuild_mappings(build, batch, record.segment, build.staging[index], mappings)
             continue
         note, held = f"{record.kind} {record.name}", build.held_object(index)
         readers = [m for m in mappings if m.shared and "mw" not in m.flags]
@@ -410,7 +467,7 @@ def _map_anonymous(build: Build, batch: Batch, index: int, mappings: Sequence[Ma
 
 
 def staged(build: Build) -> list[tuple[int, int]]:
-    """Where shared anonymous objects are mapped meanwhile: start and length."""
+    """Where objects without a descriptor are mapped meanwhile: start and length."""
     return [(at, staged_size(build.manifest, index)) for index, at in build.staging.items()]
 
 
@@ -462,8 +519,9 @@ def reopen(build: Build, batch: Batch, descriptor: int | Cell, flags: int, note:
     return fresh
 
 
-def _free_name(path: str) -> bytes:
+def _free_name(build: Build, path: str) -> bytes:
     """The deleted file's own path if nothing stands there now, else one beside it."""
-    if os.path.lexists(path):
+    taken = {r.name for r in build.manifest.shared_memory if r.kind == dev_shm.KIND}
+    if path in taken or os.path.lexists(path):
         path += f".{secrets.token_hex(8)}"
     return os.fsencode(path) + b"\0"

@@ -10,7 +10,6 @@ goes on; running the agent in it makes the kernel forget the sequence, so its ab
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 
@@ -35,12 +34,11 @@ from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import Batch, Space, Words
 from snapkernel.freeze.target import Target
-from snapkernel.model import Scheduling, Thread
-from snapkernel.resources import signals
+from snapkernel.model import Thread
+from snapkernel.resources import scheduling, signals
 from snapkernel.resources.context import Build
 
 _RSEQ_CS = struct.Struct("=IIQQQ")  # version, flags, start, length, abort
-_RESET_ON_FORK = 0x40000000
 
 
 def leave_sequences(target: Target, architecture: Architecture) -> None:
@@ -73,6 +71,7 @@ def capture(target: Target, agent: Agent, architecture: Architecture) -> Iterato
         ask.call("prctl", PR_GET_PDEATHSIG, death)
         ask.call("sigaltstack", 0, stack)
         ask.call("prctl", PR_GET_NAME, name)
+        schedule = scheduling.Question(ask)
         agent.run(ask, tid)
         if knows_address.result != 0:
             raise TargetError(
@@ -94,12 +93,7 @@ def capture(target: Target, agent: Agent, architecture: Architecture) -> Iterato
             rseq=tracing.rseq(tid),
             alternate_stack=stack.data,
             parent_death_signal=int.from_bytes(death.data, architecture.byte_order),  # type: ignore[arg-type]
-            scheduling=Scheduling(
-                policy=os.sched_getscheduler(tid) & ~_RESET_ON_FORK,
-                nice=os.getpriority(os.PRIO_PROCESS, tid),
-                priority=os.sched_getparam(tid).sched_priority,
-                processors=tuple(sorted(os.sched_getaffinity(tid))),
-            ),
+            scheduling=schedule.answer(tid),
         )
 
 
@@ -134,9 +128,15 @@ def rebuild_thread(build: Build, thread: Thread, architecture: Architecture) -> 
             "sigaltstack", _pack_stack(pointer, flags & ~1, size, architecture), 0, note=note
         )
     batch.call("prctl", PR_SET_NAME, thread.name[:15] + b"\0", note=note)
-    _schedule(build, batch, thread, note)
+    scheduling.rebuild(build, batch, thread.scheduling, note)
     signals.queue(batch, build.process.pid, thread.tid, thread.pending)
+    return batch
+
+
+def rebuild_last(batch: Batch, thread: Thread) -> Batch:
+    """What a change of credentials takes back (kernel/cred.c, commit_creds)."""
     if thread.parent_death_signal:
+        note = f"thread {thread.tid}"
         batch.call("prctl", PR_SET_PDEATHSIG, thread.parent_death_signal, note=note)
     return batch
 
@@ -153,24 +153,3 @@ def _pack_stack(pointer: int, flags: int, size: int, architecture: Architecture)
     word = "Q" if architecture.word_size == 8 else "I"
     pad = "4x" if architecture.word_size == 8 else ""
     return struct.pack(f"={word}i{pad}{word}", pointer, flags, size)
-
-
-def _schedule(build: Build, batch: Batch, thread: Thread, note: str) -> None:
-    """Processors that this host has, policy and nice value; what is forbidden here is noted."""
-    wanted = thread.scheduling
-    here = os.sched_getaffinity(0)
-    processors = here.intersection(wanted.processors)
-    # A thread that could run on all processors of its host may run on all of this one.
-    if processors and len(wanted.processors) < build.manifest.host.processors:
-        mask = bytearray(128)
-        for processor in processors:
-            if processor < 1024:
-                mask[processor // 8] |= 1 << processor % 8
-        batch.call("sched_setaffinity", 0, len(mask), bytes(mask), note=note)
-    if wanted.policy:
-        parameters = struct.pack("=i", wanted.priority)
-        lost = f"scheduling policy {wanted.policy} of {note}"
-        batch.call("sched_setscheduler", 0, wanted.policy, parameters, optional=lost)
-    if wanted.nice != os.getpriority(os.PRIO_PROCESS, 0):
-        lost = f"nice value {wanted.nice} of {note}"
-        batch.call("setpriority", 0, 0, wanted.nice & 0xFFFFFFFF, optional=lost)

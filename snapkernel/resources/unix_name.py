@@ -23,6 +23,7 @@ from snapkernel.errors import BatchFailed
 from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import AT_FDCWD, Batch, Cell
 from snapkernel.model import Note, UnixName
+from snapkernel.resources import private_folder
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.open_file import OpenFile
 from snapkernel.resources.socket_diag import UnixState
@@ -77,6 +78,7 @@ def capture(capture: Capture, file: OpenFile, state: UnixState) -> UnixName | No
         mode=stat.S_IMODE(there.st_mode),
         owner=(there.st_uid, there.st_gid),
         directory=directory,
+        private=private_folder.is_temporary(pid, os.path.join(directory, os.fsdecode(name))),
     )
 
 

@@ -28,11 +28,13 @@ from snapkernel.resources import (
     inotify,
     memory,
     memory_locks,
+    private_folder,
     proc_file,
     process,
     shared_memory,
     signals,
     sockets,
+    system_v,
     terminal,
     threads,
     timers,
@@ -145,6 +147,7 @@ def steps(
     yield pid, _clear(first, agent)
     yield pid, descriptors.rebuild_inherited(first)
     yield from ((pid, step) for step in shared_memory.rebuild_objects(first))
+    yield pid, system_v.rebuild(first)
     yield pid, descriptors.rebuild_create(first)
     for index, listener in descriptors.listeners(first):
         yield pid, Listen(index, listener)
@@ -158,7 +161,9 @@ def steps(
         yield parent, birth
     for build in builds:
         yield from spaces.filled(build.process.pid)
-    yield first.process.pid, shared_memory.rebuild_seals(first)
+    yield pid, shared_memory.rebuild_seals(first)
+    yield pid, system_v.rebuild_last(first)
+    yield pid, private_folder.rebuild(first)
     for build in builds:
         for step in _rest(build, own_namespace, identity):
             yield build.process.pid, step
@@ -185,7 +190,8 @@ class _Spaces:
             for pid, build in list(self._builds.items())[1:]
             if build.process.memory.inherited
         }
-        self.heirs = {pid for pid, found in self._inheritances.items() if found.kept}
+        strangers = family.strangers(builds[0].manifest)
+        self.heirs = {pid for pid, found in self._inheritances.items() if found.kept} - strangers
 
     def born(self, birth: family.Fork | family.End | Batch, parent: int) -> None:
         """Remember that a child has its parent's memory, be it that of the parent's parent."""
@@ -237,7 +243,7 @@ def _rest(build: Build, own_namespace: bool, identity: bool) -> Iterator[Step]:
     yield process.rebuild_limits(build)
     for thread in build.process.threads:
         batch = credentials.rebuild(build, own_namespace=own_namespace, identity=identity)
-        yield OnThread(thread, batch)
+        yield OnThread(thread, threads.rebuild_last(batch, thread))
     yield process.rebuild_dumpable(build)
     yield timers.arm(build)
 

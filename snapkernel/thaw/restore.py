@@ -35,7 +35,15 @@ from snapkernel.jupyter.connection import write_connection
 from snapkernel.model import Content, Manifest, Process
 from snapkernel.portability import check
 from snapkernel.portability.files import Arrivals, decide
-from snapkernel.resources import descriptors, family, outer_terminal, sockets, terminal, vdso
+from snapkernel.resources import (
+    descriptors,
+    family,
+    outer_terminal,
+    proc_file,
+    sockets,
+    terminal,
+    vdso,
+)
 from snapkernel.resources.context import Build, Fill
 from snapkernel.resources.file_arrival import Arrival
 from snapkernel.runs import Run, common
@@ -226,6 +234,9 @@ def hold(
     where = store if isinstance(store, Store) else Store.open(store)
     manifest = where.load(snapshot.id if isinstance(snapshot, Snapshot) else snapshot)
     content = manifest.processes[0].memory.content
+    path = None
+    if manifest.jupyter is not None:
+        path = Path(connection_file or streams.connection_path(manifest))
     with (
         _undisturbed(),
         where.fetch(manifest, content) as fetch,
@@ -233,11 +244,10 @@ def hold(
     ):
         arrivals = decide(manifest, files)
         check.refuse_mismatches(manifest, arrivals)
-        thaw = _Thaw(manifest, where, fetch, inherited, arrivals, report, progress, began)
+        thaw = _Thaw(manifest, where, fetch, inherited, arrivals, path, report, progress, began)
         held = thaw.run()
         try:
-            if manifest.jupyter is not None:
-                path = Path(connection_file or streams.connection_path(manifest))
+            if path is not None and manifest.jupyter is not None:
                 write_connection(path, manifest.jupyter, held.build.ports, held.stub.files.begin)
                 held.connection_file = path
             held.build.notes += outer_terminal.rebuild(manifest, inherited, held.target.pid)
@@ -344,6 +354,7 @@ class _Thaw:
         fetch: Fetch,
         inherited: dict[int, int],
         arrivals: Arrivals,
+        connection_file: Path | None,
         report: int | None,
         progress: Progress | None,
         began: float,
@@ -355,6 +366,7 @@ class _Thaw:
         self.inherited = inherited
         self.arrivals = arrivals
         self.arrival = Arrival()
+        self.connection_file = connection_file
         self.report = report
         self.progress = progress
         self.began = began
@@ -372,11 +384,7 @@ class _Thaw:
         self.mark("checked")
         first = self.manifest.processes[0]
         spawn = Spawn(
-            first,
-            self.manifest.clocks,
-            list(self.inherited.values()),
-            terminals=bool(self.manifest.terminals),
-            report=self.report,
+            self.manifest, list(self.inherited.values()), self.report, self.connection_file
         )
         try:
             faults.reached("kernel-init is started")
@@ -395,6 +403,8 @@ class _Thaw:
             self.arrival.write(self.arrivals.orders, self._give)
             build.notes += self.arrival.notes
             self.mark("files")
+            if not stub.own_proc:
+                build.notes.append(proc_file.without_own(self.manifest))
             self._rebuild(stub, build, base, steps)
             for process in self.manifest.processes:
                 self._set_registers(process)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,12 +57,7 @@ def _log(manifest: Manifest) -> int:
 
 
 def connection_path(manifest: Manifest) -> Path:
-    """A name for the connection file that no running kernel has."""
+    """A name for the connection file that no kernel has, nor gets meanwhile."""
     folder = Path(jupyter_runtime_dir())
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    number = 0
-    while True:
-        path = folder / f"kernel-snapkernel-{manifest.id[:12]}{f'-{number}' if number else ''}.json"
-        if not path.exists():
-            return path
-        number += 1
+    return folder / f"kernel-snapkernel-{manifest.id[:12]}-{secrets.token_hex(4)}.json"

@@ -20,11 +20,14 @@ from pathlib import Path
 
 from snapkernel import faults, procfs
 from snapkernel._native import ffi, lib
-from snapkernel.errors import CannotRestore, UnsupportedHost
+from snapkernel.errors import CannotRestore
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import LIBEXEC
 from snapkernel.freeze.target import Target
-from snapkernel.model import Clocks, Process
+from snapkernel.jupyter.connection import restored_with
+from snapkernel.model import Manifest
+from snapkernel.resources import private_folder
+from snapkernel.thaw import namespaces
 
 _OPTIONS = (
     tracing.O_TRACESYSGOOD
@@ -48,6 +51,7 @@ class Stub:
         init_pid: pid 1 of the namespace, on this host.
         user_namespace: it has a user namespace of its own.
         files: what was made for it on this host.
+        own_proc: it has a ``/proc`` of its own, which shows its process ids.
     """
 
     target: Target
@@ -55,6 +59,7 @@ class Stub:
     init_pid: int
     user_namespace: bool
     files: Files
+    own_proc: bool
 
     def destroy(self, others: Sequence[Target] = ()) -> None:
         """End everything in the namespace; ``others`` were made from the stub. The namespace's end
@@ -110,37 +115,27 @@ class Spawn:
 
     def __init__(
         self,
-        process: Process,
-        clocks: Clocks,
+        manifest: Manifest,
         streams: Sequence[int],
-        *,
-        terminals: bool,
         report: int | None,
+        connection_file: Path | None = None,
     ) -> None:
-        """Start kernel-init; the clocks in its namespaces go on from ``clocks``, and there are
-        pseudo-terminals of its own if ``terminals``. The socket ``report`` is told what becomes of
-        the process."""
+        """Start kernel-init, for the first process of a snapshot; the socket ``report`` is told
+        what becomes of it, and the environment says where its connection file will be."""
         told = [] if report is None else [report]
         self._own = needs_user_namespace()
         self._files = Files()
+        private_folder.make_missing(manifest)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._parent = subprocess.Popen(
-                _command(
-                    process,
-                    clocks,
-                    theirs.fileno(),
-                    self._files.theirs,
-                    streams,
-                    self._own,
-                    terminals,
-                    report,
-                ),
+                _command(manifest, theirs.fileno(), self._files.theirs, streams, self._own, report),
                 pass_fds=(theirs.fileno(), self._files.theirs, *streams, *told),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                env=restored_with(connection_file),
                 start_new_session=True,
             )
 
@@ -159,9 +154,9 @@ class Spawn:
         """
         pid = 0
         try:
-            init = _expect(self._control, b"init")
+            word, init = _expect(self._control, b"init", b"init without /proc")
             faults.reached("the namespaces are there")
-            pid = _expect(self._control, b"stub")
+            _, pid = _expect(self._control, b"stub")
             faults.reached("the stub is born")
             tracing.request(tracing.SEIZE, pid, 0, _OPTIONS)
             faults.reached("the stub is seized")
@@ -169,7 +164,8 @@ class Spawn:
             faults.reached("the stub may go on")
             _run_to_end_of_exec(pid)
             faults.reached("the stub is empty")
-            return Stub(Target(pid, [pid]), self._parent, init, self._own, self._files)
+            own_proc = word == b"init"
+            return Stub(Target(pid, [pid]), self._parent, init, self._own, self._files, own_proc)
         except BaseException:
             if pid:
                 with contextlib.suppress(ProcessLookupError):
@@ -182,15 +178,14 @@ class Spawn:
 
 
 def _command(
-    process: Process,
-    clocks: Clocks,
+    manifest: Manifest,
     control: int,
     files: int,
     streams: Sequence[int],
     own: bool,
-    terminals: bool,
     report: int | None,
 ) -> list[str]:
+    process, clocks = manifest.processes[0], manifest.clocks
     command = [str(LIBEXEC / "kernel-init"), "--control", str(control), "--files", str(files)]
     for name in ("pid", "ppid", "sid", "pgid"):
         command += [f"--{name}", str(getattr(process, name))]
@@ -202,10 +197,10 @@ def _command(
     if has_time_namespaces():
         command += ["--monotonic", _offset(clocks.monotonic_ns, time.CLOCK_MONOTONIC, "monotonic")]
         command += ["--boottime", _offset(clocks.boottime_ns, time.CLOCK_BOOTTIME, "boottime")]
-    if terminals:
-        command.append("--terminals")
-    if report is not None:
-        command += ["--report", str(report)]
+    command += ["--ipc"] if manifest.ipc is not None else []
+    command += private_folder.arguments(manifest)
+    command += ["--terminals"] if manifest.terminals else []
+    command += [] if report is None else ["--report", str(report)]
     for stream in sorted(set(streams)):
         command += ["--keep", str(stream)]
     return [*command, str(LIBEXEC / "stub")]
@@ -220,18 +215,18 @@ def _offset(wanted: int, clock: int, name: str) -> str:
     return f"{seconds} {nanoseconds}"
 
 
-def _expect(control: socket.socket, word: bytes) -> int:
-    """Wait for a message; the pid of its sender, translated by the kernel."""
+def _expect(control: socket.socket, *words: bytes) -> tuple[bytes, int]:
+    """Wait for one of these messages; it, and the pid of its sender, translated by the kernel.
+
+    Raises:
+        UnsupportedHost: another one came, or none.
+    """
     message, ancillary, _, _ = control.recvmsg(512, socket.CMSG_SPACE(_CREDENTIALS.size))
     for level, kind, data in ancillary:
-        if message == word and (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            return int(_CREDENTIALS.unpack(data)[0])
-    text = message.decode(errors="replace").removeprefix("error ") or "it ended"
-    raise UnsupportedHost(
-        "namespaces for the restored process",
-        f"kernel-init failed: {text}",
-        "`snapkernel doctor` says what this host allows",
-    )
+        if message in words and (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return message, int(_CREDENTIALS.unpack(data)[0])
+    text = message.decode(errors="replace").removeprefix("error ")
+    raise namespaces.forbidden(text or "kernel-init: it ended")
 
 
 def _run_to_end_of_exec(pid: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,28 @@ def carried(**fields: Any) -> dict[str, Any]:
 
 def carried_to(path: str) -> dict[str, Any]:
     return carried(path=path)
+
+
+OWNED = {"id": 0, "permissions": {"key": 0, "uid": 0, "gid": 0, "mode": 0o600}}
+QUEUE = {"name": "q", "mode": 0o600, "uid": 0, "gid": 0, "most_messages": 1, "message_size": 1}
+
+
+def segment(**fields: Any) -> dict[str, Any]:
+    """A System V segment as one more object, and further fields of the manifest."""
+    record = {"kind": "system-v", "size": 1, "segment": OWNED}
+    return manifest() | {"shared_memory": [*manifest()["shared_memory"], record]} | fields
+
+
+def shared(files: Sequence[str] = (), folders: Sequence[str] = ()) -> dict[str, Any]:
+    """Files in memory, and folders that are mounted."""
+    records = [{"kind": "dev-shm", "name": name, "size": 1} for name in files]
+    places = [{"path": path, "place": True, "mode": 0, "owner": [0, 0]} for path in folders]
+    objects = [*manifest()["shared_memory"], *records]
+    return manifest() | {"shared_memory": objects, "shared_folders": places}
+
+
+def ipc(**fields: Any) -> dict[str, Any]:
+    return manifest() | {"ipc": fields}
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -200,6 +222,34 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         put("carried")([manifest()["carried"][0]] * ((1 << 20) + 1)),
         "entries",
     ),
+    # IPC objects
+    "a segment of everybody": (segment(), "no IPC namespace"),
+    "a segment in itself": (put("shared_memory", 0, "kind")("system-v"), "segment or none"),
+    "semaphores twice": (ipc(semaphores=2 * [{**OWNED, "values": [1]}]), "there twice"),
+    "a queue twice": (ipc(posix_queues=[QUEUE, QUEUE]), "there twice"),
+    "a queue elsewhere": (ipc(posix_queues=[{**QUEUE, "name": "../x"}]), "cannot be called"),
+    "a queue without a name": (ipc(posix_queues=[{**QUEUE, "name": ""}]), "cannot be called"),
+    "a queue that is not there": (
+        put("descriptions", 13)({"kind": "posix-queue", "queue": 0}),
+        "entry 0 of 0",
+    ),
+    "a queue of nobody": (ipc(posix_queues=[{**QUEUE, "uid": 1 << 40}]), "owner"),
+    "many semaphores": (
+        ipc(semaphores=[{**OWNED, "values": [0] * ((1 << 20) + 1)}]),
+        "too many",
+    ),
+    # private folders
+    "a file in no folder": (shared(files=["/dev/shm/x"]), "in no folder"),
+    "a file elsewhere": (shared(files=["/etc/passwd"], folders=["/dev/shm"]), "in no folder"),
+    "a file in memory upwards": (
+        shared(files=["/dev/shm/../x"], folders=["/dev/shm"]),
+        "root directory",
+    ),
+    "a file in memory twice": (
+        shared(files=2 * ["/dev/shm/x"], folders=["/dev/shm"]),
+        "there twice",
+    ),
+    "a folder with two slashes": (shared(folders=["/dev//shm"]), "is not a name"),
     # terminals
     "a terminal that is not there": (description(14, terminal=1), "entry 1 of 1"),
     "a terminal with a high number": (put("terminals", 0, "number")(4096), "<= 4095"),
@@ -230,7 +280,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a signal of 100": (in_thread(pending=[{"signal": 100, "info": bytes(128)}]), "signal 100"),
     "a short siginfo": (process(pending=[{"signal": 9, "info": b""}]), "signal 9"),
     "a mask of 65 bits": (in_thread(signal_mask=-1), "64 bits"),
-    "a priority of 10000": (in_thread(scheduling={"policy": 1, "priority": 10000}), "settings"),
+    "a priority of 10000": (in_thread(scheduling={"policy": 1, "priority": 10000}), "<= 99"),
+    "a policy of 10000": (in_thread(scheduling={"policy": 10000}), "settings"),
+    "one deadline": (in_thread(scheduling={"policy": 6, "deadline": [1]}), "deadlines"),
+    "a NUMA policy of 20 bits": (in_thread(scheduling={"memory": {"mode": 1 << 20}}), "NUMA"),
+    "a NUMA policy of memory": (mapping(1, policy={"mode": 1 << 20}), "NUMA"),
     "an rseq of 33 bits": (in_thread(rseq={"address": 0, "size": 1 << 32, "signature": 0}), "rseq"),
     "a long name of a thread": (in_thread(name=bytes(99)), "too long"),
     "a timer of 40 bits": (timer(id=1 << 40), "none of Linux"),

@@ -240,6 +240,33 @@ def test_kept(name: str, tmp_path: Path, store: str) -> None:
         assert process.verdict() == "ok"
 
 
+def test_system_v_objects_are_copied(tmp_path: Path, store: str) -> None:
+    """A copy has its own, in a namespace of its own, and whoever restores it is told."""
+    with start(hazard("segment_and_semaphores"), tmp_path) as process:
+        said = [f.object for f in snapkernel.explain(pid_of(process)) if f.status == "replaced"]
+        assert any("System V IPC objects" in text for text in said), said
+        snapshot = snapkernel.checkpoint(pid_of(process), store=store)
+        assert sum("System V IPC objects" in note for note in snapshot.notes) == 1
+        assert any("SEM_UNDO" in note for note in snapshot.notes)
+        with Conversation() as copy:
+            copy.hand_over(snapkernel.restore(snapshot, store=store, stdio=copy.theirs))
+            theirs = os.readlink(f"/proc/{pid_of(copy)}/ns/ipc")
+            assert theirs != os.readlink("/proc/self/ns/ipc")
+            assert copy.verdict() == "ok"
+        assert process.verdict() == "ok"
+
+
+def test_ipc_namespace_is_shared_without_need(tmp_path: Path, store: str) -> None:
+    """A process without such objects goes on in the namespace of its restorer."""
+    with start(hazard("idle"), tmp_path) as process:
+        snapshot = snapkernel.checkpoint(pid_of(process), store=store, stop=True)
+    with Conversation() as copy:
+        copy.hand_over(snapkernel.restore(snapshot, store=store, stdio=copy.theirs))
+        theirs = os.readlink(f"/proc/{pid_of(copy)}/ns/ipc")
+        assert theirs == os.readlink("/proc/self/ns/ipc")
+        assert copy.verdict() == "ok"
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -283,6 +310,19 @@ def unshare(*options: str) -> list[str]:
 def test_network_namespace(tmp_path: Path, store: str) -> None:
     with start([*unshare("--net"), *hazard("idle")], tmp_path) as process:
         refused_by_name(pid_of(process), "net namespace", store)
+        assert process.verdict() == "ok"
+
+
+def test_ipc_namespace(tmp_path: Path, store: str) -> None:
+    """One that is not only of the process, or its pid namespace, cannot be made anew."""
+    with start([*unshare("--ipc"), *hazard("idle")], tmp_path) as process:
+        refused_by_name(pid_of(process), "ipc namespace", store)
+        assert process.verdict() == "ok"
+
+
+def test_queue_with_notification(tmp_path: Path, store: str) -> None:
+    with start(hazard("queue_with_notification"), tmp_path) as process:
+        refused_by_name(pid_of(process), "notification", store)
         assert process.verdict() == "ok"
 
 

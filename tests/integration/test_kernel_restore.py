@@ -108,6 +108,19 @@ def test_two_beside_the_original(tmp_path: Path, store: str) -> None:
             assert len(set(ports)) == 15
 
 
+def test_copy_of_a_copy(tmp_path: Path, store: str) -> None:
+    """The command line of a copy names the original's connection file; its own is another."""
+    with Kernel.start(tmp_path / "original") as original:
+        snapshot = snapkernel.checkpoint(original.pid, store=store)
+        with Kernel.restore(snapshot, store, tmp_path / "second") as second:
+            second.execute("value = 'of the second'")
+            again = snapkernel.checkpoint(second.pid, store=store)
+            with Kernel.restore(again, store, tmp_path / "third") as third:
+                assert third.execute("value") == "'of the second'"
+                files = [k.connection_file.read_text() for k in (original, second, third)]
+                assert len({json.loads(file)["shell_port"] for file in files}) == 3
+
+
 def test_outlives_its_parent_poller(tmp_path: Path, store: str) -> None:
     """ipykernel ends itself when its parent is not the one it was started by; it looks each
     second."""

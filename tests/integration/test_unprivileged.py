@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.unprivileged import NOBODY, TESTS, as_nobody
+from support.unprivileged import TESTS, as_nobody
 
 PYTHON = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs"]
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A home folder that belongs to the user. The usual temporary folders are root's alone."""
-    folder = Path(tempfile.mkdtemp(prefix="snapkernel-user-", dir="/var/tmp"))
-    folder.chmod(0o755)
-    os.chown(folder, NOBODY, NOBODY)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
@@ -76,6 +63,22 @@ def run_as_nobody(home: Path, *tests: str) -> subprocess.CompletedProcess[str]:
                 "memory.locked_in_future",
                 "channels.pair_seqpacket",
                 "events.signal_descriptor",
+                "family_ipc.one_segment_in_two_processes",
+                "family_ipc.posix_queue_of_two",
+                "family_ipc.settings_of_each",
+                "family.group_without_leader",
+                "family.session_without_leader",
+                "multiprocess.files_in_dev_shm",
+                "multiprocess.manager",
+                "multiprocess.named_memory_of_two",
+                "multiprocess.spawn",
+                "ipc.message_queue",
+                "ipc.posix_queue",
+                "ipc.segment_not_attached",
+                "ipc.segment_with_key",
+                "ipc.semaphores",
+                "attributes.memory_policy_of_areas",
+                "attributes.personality",
                 "identity.numbers",
                 "identity.privileges",
                 "identity.subprocesses",

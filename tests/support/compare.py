@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from itertools import zip_longest
 from signal import SIGALRM
 from typing import Any
 
@@ -23,11 +24,12 @@ from snapkernel.model import (
     PosixTimer,
     Process,
     RegularFile,
+    SharedMemory,
     Stream,
     TcpListener,
     TimerDescriptor,
 )
-from snapkernel.resources import memory, threads
+from snapkernel.resources import memory, memory_policy, threads
 from snapkernel.resources.context import Capture
 from snapkernel.store import Store
 from snapkernel.thaw.restore import Held
@@ -53,7 +55,10 @@ def dump(held: Held) -> Dump:
             parts.append(looking.Frozen(target, agent, areas))
         flags = [memory.read_flags(part.target.pid) for part in parts]
         capture, _, _ = looking.capture(parts, (), {}, None)
-        processes = [looking.mappings(part, own) for part, own in zip(parts, flags, strict=True)]
+        processes = [
+            looking.mappings(part, own, memory_policy.of_areas(part.target.pid, part.areas))
+            for part, own in zip(parts, flags, strict=True)
+        ]
     return Dump(processes, capture)
 
 
@@ -63,7 +68,21 @@ def differences(manifest: Manifest, held: Held, store: Store) -> list[str]:
     found: list[str] = []
     for process, again in zip(manifest.processes, second.processes, strict=True):
         found += _differences(manifest, process, held.targets[process.pid], second, again, store)
+    if list(manifest.shared_folders) != second.capture.shared_folders:
+        found.append(f"folders: {manifest.shared_folders} != {second.capture.shared_folders}")
+    if manifest.ipc != second.capture.ipc:
+        found.append(f"IPC namespace: {_short(manifest.ipc)} != {_short(second.capture.ipc)}")
+    for one, other in zip_longest(manifest.shared_memory, second.capture.shared_memory):
+        if one is None or other is None or _object(one, one.kind) != _object(other, one.kind):
+            found.append(f"shared memory: {_short(one)} != {_short(other)}")
     return found
+
+
+def _object(record: SharedMemory, kind: str) -> SharedMemory | int:
+    """What must be the same. A deleted file may come back as a memfd."""
+    if kind == "deleted-file":
+        return record.size
+    return msgspec.structs.replace(record, content=Content())
 
 
 def _differences(
@@ -100,8 +119,6 @@ def _differences(
     compare("group ids", first.credentials.gids, again.credentials.gids)
     for one, other in zip(first.threads, again.threads, strict=True):
         for name in one.__struct_fields__:
-            if name == "scheduling":
-                continue
             if name == "system_call":
                 continue  # of a call that will be made again, the number alone
             compare(f"thread {one.tid} {name}", getattr(one, name), getattr(other, name))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from snapkernel import procfs
+from support.leftovers import started
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -186,6 +187,7 @@ def start(command: Sequence[str], folder: Path) -> Conversation:
             start_new_session=True,
         )
         talk.hand_over(process)
+        started.append(process.pid)
         talk.until_ready()
         with_error = False
     finally:

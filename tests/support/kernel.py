@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import Empty
 from types import TracebackType
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds after which a kernel that does not answer counts as hanging."""
 
+IPYKERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+
 NOT_UNIQUE = re.compile(
     r"ERROR! Session/line number was not unique in ?"
     r"|database\. History logging moved to new session ?(\d+\n?)?"
@@ -37,7 +40,7 @@ line 7. It begins a new session then, and all is well."""
 
 
 class CellFailed(Exception):
-    """A cell raised; the text is ``name: value`` of its exception."""
+    """A cell raised; the text is ``name: value`` of its exception, or what it printed."""
 
 
 class Kernel:
@@ -48,13 +51,17 @@ class Kernel:
         pid: of the kernel, as this host sees it.
         client: a connected client.
         connection_file: of the kernel.
+        answers: ``control`` when it answers there while a cell runs, otherwise ``shell``.
     """
 
-    def __init__(self, process: Process, client: BlockingKernelClient) -> None:
+    def __init__(
+        self, process: Process, client: BlockingKernelClient, answers: str = "control"
+    ) -> None:
         self.process = process
         self.pid = process.pid
         self.client = client
         self.connection_file = Path(client.connection_file)
+        self.answers = answers
         self.settle()
 
     @classmethod
@@ -63,15 +70,19 @@ class Kernel:
         folder: Path,
         environment: Mapping[str, str] | None = None,
         transport: str = "tcp",
+        command: Sequence[str] = IPYKERNEL,
+        answers: str = "control",
     ) -> Kernel:
-        """Start an ipykernel in `folder` the way Jupyter does: it watches its parent.
+        """Start a kernel in `folder` the way Jupyter does: ipykernel watches its parent.
 
-        IPython's and matplotlib's own folders are below `folder`, BLAS has two threads.
+        IPython's and matplotlib's own folders are below `folder`, BLAS has two threads. In
+        `command`, ``{connection_file}`` stands for the path, as in Jupyter's ``kernel.json``.
         """
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "connection.json"
         ip = "" if transport == "tcp" else str(folder / "socket")
-        write_connection_file(str(file), ip=ip, transport=transport)
+        key = secrets.token_hex(16).encode()
+        write_connection_file(str(file), ip=ip, transport=transport, key=key)
         # With it, ipykernel would not capture descriptors 1 and 2, as it does elsewhere.
         inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
         own = {
@@ -83,14 +94,14 @@ class Kernel:
         }
         with open(folder / "kernel.log", "ab") as log:
             process = launch_kernel(
-                [sys.executable, "-m", "ipykernel_launcher", "-f", str(file)],
+                [word.replace("{connection_file}", str(file)) for word in command],
                 stdout=log.fileno(),
                 stderr=log.fileno(),
                 cwd=str(folder),
                 env={**inherited, **own, **(environment or {})},
             )
         try:
-            return cls(process, connect(file))
+            return cls(process, connect(file), answers)
         except BaseException:
             process.kill()
             process.wait(PATIENCE)
@@ -103,6 +114,7 @@ class Kernel:
         store: str,
         folder: Path,
         client: BlockingKernelClient | None = None,
+        answers: str = "control",
     ) -> Kernel:
         """Restore a kernel; its connection file goes into `folder`.
 
@@ -116,7 +128,7 @@ class Kernel:
             assert restored.connection_file == folder / "connection.json"
             if client is None:
                 client = connect(restored.connection_file)
-            return cls(restored, client)
+            return cls(restored, client, answers)
         except BaseException:
             restored.kill()
             restored.wait(PATIENCE)
@@ -125,21 +137,20 @@ class Kernel:
     def settle(self) -> None:
         """Return once the kernel answers, and this client hears what it publishes.
 
-        It asks on the control channel, which answers while a cell runs.
+        It asks on the control channel, which answers while a cell runs, where the kernel does so.
         """
-        session, control = self.client.session, self.client.control_channel
+        session, client = self.client.session, self.client
+        channel = client.control_channel if self.answers == "control" else client.shell_channel
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             question = session.msg("kernel_info_request")
             wanted = question["header"]["msg_id"]
-            control.send(question)
+            channel.send(question)
             try:
-                while self.client.get_control_msg(timeout=1)["parent_header"]["msg_id"] != wanted:
+                while asked_by(channel.get_msg(timeout=1)) != wanted:
                     pass
                 # The first message of a new subscription is a welcome, without a parent.
-                while (
-                    self.client.get_iopub_msg(timeout=0.3)["parent_header"].get("msg_id") != wanted
-                ):
+                while asked_by(self.client.get_iopub_msg(timeout=0.3)) != wanted:
                     pass
             except Empty:
                 continue
@@ -160,7 +171,7 @@ class Kernel:
         text = ""
         while True:
             message = self._message(self.client.get_iopub_msg, deadline)
-            if message["parent_header"].get("msg_id") != request:
+            if asked_by(message) != request:
                 continue
             content = message["content"]
             if message["msg_type"] == "stream":
@@ -171,11 +182,11 @@ class Kernel:
                 break
         while True:
             reply = self._message(self.client.get_shell_msg, deadline)
-            if reply["parent_header"].get("msg_id") == request:
+            if asked_by(reply) == request:
                 break
         if reply["content"]["status"] != "ok":
             found = reply["content"]
-            raise CellFailed(f"{found.get('ename')}: {found.get('evalue')}")
+            raise CellFailed(f"{found.get('ename') or text}: {found.get('evalue')}")
         return NOT_UNIQUE.sub("", text)
 
     def until_printed(self, request: str, text: str, timeout: float = PATIENCE) -> None:
@@ -184,7 +195,7 @@ class Kernel:
         seen = ""
         while text not in seen:
             message = self._message(self.client.get_iopub_msg, deadline)
-            if message["parent_header"].get("msg_id") == request:
+            if asked_by(message) == request:
                 seen += message["content"].get("text", "")
                 assert message["msg_type"] != "error", message["content"]
 
@@ -249,6 +260,11 @@ class Kernel:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def asked_by(message: dict[str, Any]) -> str | None:
+    """The id of the request that a message belongs to; some kernels leave the header away."""
+    return (message.get("parent_header") or {}).get("msg_id")
 
 
 def connect(connection_file: Path) -> BlockingKernelClient:

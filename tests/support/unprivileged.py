@@ -38,7 +38,7 @@ def _opened(hidden: dict[Path, set[str]], beside: Path) -> str:
     for number, (folder, names) in enumerate(hidden.items()):
         aside = beside / f"aside-{number}"
         lines += [
-            f"mkdir {aside} && mount --bind {folder} {aside}",
+            f"mkdir -p {aside} && mount --bind {folder} {aside}",
             f"mount -t tmpfs -o mode=755 none {folder}",
         ]
         for name in sorted(names):

@@ -15,6 +15,7 @@ import pytest
 
 from snapkernel.errors import CannotRestore, TargetError
 from snapkernel.jupyter.connection import (
+    connection_of,
     find_connection_file,
     read_connection,
     resolve_target,
@@ -203,6 +204,46 @@ def test_a_connection_file_means_who_listens_on_its_ports(tmp_path: Path) -> Non
         write_connection(path, {**INFO, "ip": "127.0.0.7"}, {1: int(port)})
         with pytest.raises(TargetError, match="no running kernel"):
             resolve_target(str(path))
+
+
+@pytest.mark.parametrize("place", ["option", "argument"])
+def test_any_argument_may_be_the_connection_file(place: str, tmp_path: Path) -> None:
+    """Options of kernels in other languages differ; who listens on its ports is the kernel."""
+    path = tmp_path / "some.json"
+    words = ["--config-path", path.name] if place == "option" else [path.name, "--protocol=5.1"]
+    with started(LISTEN, *words, directory=tmp_path) as (pid, port):
+        write_connection(path, INFO, {1: int(port)})
+        assert connection_of(pid) == {**INFO, "shell_port": int(port)}
+        write_connection(path, INFO, {})
+        assert connection_of(pid) is None
+
+
+def test_a_connection_file_on_whose_ports_another_listens_is_not_meant(tmp_path: Path) -> None:
+    path = tmp_path / "kernel-1.json"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as another,
+        started(WAIT, "-f", path.name, directory=tmp_path) as (pid, _),
+    ):
+        write_connection(path, INFO, {1: another.getsockname()[1]})
+        assert connection_of(pid) is None
+        another.close()
+        assert connection_of(pid) is not None
+
+
+def test_a_kernel_with_ipc_is_found_by_its_socket(tmp_path: Path) -> None:
+    """Jupyter's other transport: a port is the end of a path."""
+    path = tmp_path / "restored.json"
+    write_connection(path, {**INFO, "transport": "ipc", "ip": str(tmp_path / "a b")}, {})
+    listen = f"""
+import socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind({str(tmp_path / "a b-1")!r})
+listener.listen()
+print(flush=True)
+sys.stdin.read()
+"""
+    with started(listen, directory=tmp_path) as (pid, _):
+        assert resolve_target(str(path)) == pid
 
 
 def test_a_kernel_that_has_ended_is_reported(tmp_path: Path) -> None:

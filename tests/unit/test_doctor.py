@@ -10,6 +10,7 @@ import pytest
 
 from snapkernel.commands import host_checks
 from snapkernel.commands.canary import CanaryError, _compare
+from snapkernel.thaw import namespaces
 
 
 def test_this_host_passes_every_check() -> None:
@@ -89,6 +90,25 @@ def test_a_namespace_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatc
     assert {(check.status, check.detail) for check in others} == {
         ("missing", "not tried without user namespace")
     }
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "remedy"),
+    [
+        ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces="),
+        ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "the rule `userns,` for "),
+    ],
+)
+def test_what_forbids_user_namespaces_is_named(
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: str, remedy: str
+) -> None:
+    """Settings that this host's kernel may not have."""
+    monkeypatch.setattr(namespaces, "_setting", {setting: value}.get)
+    error = namespaces.forbidden("new user namespace: Operation not permitted")
+    assert error.object == "user namespace for the restored process"
+    assert f"{setting.replace('/', '.')} is {value}" in error.reason
+    assert remedy in error.remedy
 
 
 def test_a_changed_canary_is_told_by_what_changed() -> None:

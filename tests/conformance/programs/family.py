@@ -183,6 +183,88 @@ def sessions_and_groups():
             expect("leader", end.recv(100), b"1")
 
 
+def reader_of(pids: int) -> tuple[int, ...]:
+    """Pids that another process has written."""
+    with open(pids, "rb") as file:
+        data = file.read()
+    return struct.unpack(f"={len(data) // 4}i", data)
+
+
+@program
+def group_without_leader():
+    """Two processes, one of which has ended, of a group whose leader has ended."""
+    leader = os.fork()
+    if leader == 0:
+        signal.pause()
+    os.setpgid(leader, leader)
+    members = []
+    for status in (None, 5):
+        member = os.fork()
+        if member == 0:
+            os.setpgid(0, leader)
+            if status is not None:
+                os._exit(status)
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            signal.pause()
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(member, leader)
+        members.append(member)
+    os.waitid(os.P_PID, members[1], os.WEXITED | os.WNOWAIT)
+    os.kill(leader, signal.SIGKILL)
+    os.waitpid(leader, 0)
+    heard = []
+    signal.signal(signal.SIGCHLD, lambda *_: heard.append(1))
+    yield
+    expect("signals of children", heard, [])
+    expect("group", [os.getpgid(member) for member in members], [leader, leader])
+    expect("ended before", os.waitpid(members[1], 0), (members[1], 5 << 8))
+    os.killpg(leader, signal.SIGUSR1)
+    expect("signal", os.waitpid(members[0], 0), (members[0], signal.SIGUSR1))
+    try:
+        os.wait()
+    except ChildProcessError:
+        return
+    raise AssertionError("there is another child")
+
+
+@program
+def session_without_leader():
+    """What is left over of it was given to its grandparent, a subreaper."""
+    call("prctl", 36, 1, 0, 0, 0)
+    pids, writer = os.pipe()
+    leader = os.fork()
+    if leader == 0:
+        os.setsid()
+        for group in (False, True):
+            left = os.fork()
+            if left == 0:
+                if group:
+                    os.setpgid(0, 0)
+                    if os.fork():
+                        os._exit(0)  # and so this group has no leader either
+                os.write(writer, struct.pack("=i", os.getpid()))
+                os.close(writer)
+                signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+                signal.pause()
+            if group:
+                os.waitpid(left, 0)
+                os.write(writer, struct.pack("=i", left))
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(leader, 0)
+    found = sorted(reader_of(pids))
+    groups = {pid: os.getpgid(pid) for pid in found if os.path.exists(f"/proc/{pid}")}
+    expect("processes", len(groups), 2)
+    expect("sessions before", {os.getsid(pid) for pid in groups}, {leader})
+    expect("groups before", len({leader, *groups.values()}), 2)
+    yield
+    expect("sessions", {os.getsid(pid) for pid in groups}, {leader})
+    expect("groups", {pid: os.getpgid(pid) for pid in groups}, groups)
+    for pid, group in groups.items():
+        os.killpg(group, signal.SIGUSR1)
+        expect("signal", os.waitpid(pid, 0), (pid, signal.SIGUSR1))
+
+
 @program
 def left_its_session():
     """A child of the old session, whose parent leads a new one now."""

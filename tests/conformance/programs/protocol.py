@@ -54,7 +54,7 @@ def call(name: str, *arguments: int | bytes | None) -> int:
     function.restype = ctypes.c_ssize_t
     prepared = [ctypes.c_size_t(a & (1 << 64) - 1) if isinstance(a, int) else a for a in arguments]
     result = int(function(*prepared))
-    if result == -1:
+    if result in (-1, 0xFFFFFFFF):  # of a long, of an int
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
     return result

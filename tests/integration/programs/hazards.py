@@ -1,6 +1,7 @@
 """Programs whose state is easily lost in a checkpoint. The protocol is that of the conformance
 programs."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -202,6 +203,42 @@ def terminal_full():
     while len(found) < len(typed):
         found += os.read(slave, 10_000)
     expect("typed", found == typed, True)
+
+
+@program
+def queue_with_notification():
+    """mq_notify(3): what it would be told cannot be read."""
+    name = b"/snapkernel-%d" % os.getpid()
+    queue = call("mq_open", name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600, None)
+    call("mq_unlink", name)
+    told = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: told.set())
+    # struct sigevent: value, signal, SIGEV_SIGNAL
+    call("mq_notify", queue, struct.pack("@Pii", 0, signal.SIGUSR1, 0).ljust(64, b"\0"))
+    yield
+    expect("told too early", told.is_set(), False)
+    call("mq_send", queue, b"hello", 5, 0)
+    expect("told", told.wait(30), True)
+
+
+@program
+def segment_and_semaphores():
+    """Of System V; what a copy of the process does with them is not seen here."""
+    key = 0x51000000 | os.getpid()
+    segment = call("shmget", key, 8192, 0o1600)
+    place = call("shmat", segment, 0, 0)
+    semaphores = call("semget", key, 2, 0o1600)
+    call("semctl", semaphores, 0, 16, 3)  # SETVAL
+    call("semctl", semaphores, 1, 16, 4)
+    ctypes.memset(place, 7, 8192)
+    yield
+    expect("content", ctypes.string_at(place, 8192), bytes([7]) * 8192)
+    expect("values", [call("semctl", semaphores, i, 12) for i in (0, 1)], [3, 4])
+    ctypes.memset(place, 8, 8192)
+    call("semctl", semaphores, 0, 16, 5)
+    status = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    (own,) = (line.split() for line in status if int(line.split()[1]) == segment)
+    expect("attachments", own[6], "1")
 
 
 @program
