@@ -1,6 +1,6 @@
 /* The kernel-init: pid 1 of a restored process's pid namespace, and its parent.
  *
- *   kernel-init --control FD --files FD --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
+ *   kernel-init --control FD [--files FD] --pid N --ppid N --sid N --pgid N [--uid-map "IN OUT"]
  *               [--gid-map "IN OUT"] [--monotonic "SEC NSEC"] [--boottime "SEC NSEC"]
  *               [--bounding HEX] [--ipc] [--folder PATH --options TEXT]... [--own PATH]...
  *               [--terminals] [--report FD] [--keep FD]... STUB
@@ -425,8 +425,8 @@ static void parse(int count, char **words) {
       break;
     default: exit(2);
     }
-  if (optind != count - 1 || control < 0 || files < 3 || want.pid < 2 ||
-      !want.uid_map != !want.gid_map || !want.monotonic != !want.boottime) {
+  if (optind != count - 1 || control < 0 || want.pid < 2 || !want.uid_map != !want.gid_map ||
+      !want.monotonic != !want.boottime) {
     fputs("kernel-init: started by snapkernel, not by hand\n", stderr);
     exit(2);
   }

@@ -414,7 +414,7 @@ class Agent:
     def _agent_registers(self, tid: int) -> bytes:
         own, way = self.target.registers[tid], self._ways.get(tid)
         back = None if way is None else way.through(self._frame)
-        stack, batch = self.base + CELLS, self.base + ELEMENTS
+        stack, batch = self._frame & -64, self.base + ELEMENTS
         return self.architecture.for_agent(own, self.base, stack, batch, back)
 
     def _run_agent(self, tid: int, laid: Laid, title: str) -> None:

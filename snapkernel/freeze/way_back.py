@@ -168,8 +168,11 @@ class WayBack:
             first = self.first_frame(self.address)
             frames = first.ljust(self.original - self.address, b"\0")
         frames += architecture.signal_frame(back, mask, state, self.original, code.signal_return)
-        self.former = target.memory.read(self.address, len(frames))
-        target.memory.write(self.address, frames)
+        try:
+            self.former = target.memory.read(self.address, len(frames))
+            target.memory.write(self.address, frames)
+        except OSError:  # a guard page (madvise(2), MADV_GUARD_INSTALL)
+            raise NoRoom from None
 
     def nothing_else(self, own: bytes) -> None:
         """The way begins with the agent's removal, for a thread with these registers."""

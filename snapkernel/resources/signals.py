@@ -41,13 +41,17 @@ def capture_pending(capture: Capture) -> tuple[PendingSignal, ...]:
 
 
 def refuse_pending_trap(capture: Capture) -> None:
-    """A SIGTRAP on its way cannot be told from the one by which the agent in a stub ends."""
-    target = capture.target
+    """A signal on its way cannot be told from the one by which the agent ends: SIGTRAP in a stub,
+    and another one here."""
+    target, agent = capture.target, capture.agent
     assert target is not None
+    assert agent is not None
     queues = [tracing.pending_signals(target.leader, shared=True)]
     queues += [tracing.pending_signals(tid, shared=False) for tid in target.tids]
-    if any(entry.signal == signal.SIGTRAP for queue in queues for entry in queue):
-        capture.refuse("pending signal SIGTRAP", "is used by the freezer itself", "try again")
+    for number in {signal.SIGTRAP, signal.Signals(agent.signal)}:
+        if any(entry.signal == number for queue in queues for entry in queue):
+            what = f"pending signal {number.name}"
+            capture.refuse(what, "is used by the freezer itself", "try again")
 
 
 # --- rebuild -----------------------------------------------------------------------------------
