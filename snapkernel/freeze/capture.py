@@ -389,7 +389,7 @@ def _capture_one(part: Frozen) -> Process:
     found_threads = tuple(threads.capture(target, agent, architecture))
     settings = process.capture_settings(agent)
     part.ipc_used = settings.ipc_used
-    actions = signals.capture_actions(agent, architecture)
+    actions = signals.capture_actions(target.pid, agent, architecture)
     interval_timers = timers.capture_interval_timers(agent)
     posix_timers = timers.capture_timers(capture, agent)
     identity = process.capture_identity(capture)

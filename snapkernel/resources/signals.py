@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from snapkernel import procfs
 from snapkernel.arch import Architecture
 from snapkernel.freeze import tracing
 from snapkernel.freeze.agent import Agent
@@ -22,12 +23,15 @@ LAST = 64
 _FIXED = (signal.SIGKILL, signal.SIGSTOP)
 
 
-def capture_actions(agent: Agent, architecture: Architecture) -> dict[int, bytes]:
-    """The action of every signal that has one."""
+def capture_actions(pid: int, agent: Agent, architecture: Architecture) -> dict[int, bytes]:
+    """The action of every signal that has one; the flags of one that has none matter for SIGCHLD
+    only (SA_NOCLDWAIT, SA_NOCLDSTOP)."""
     batch = Batch("ask for signal actions")
+    status = procfs.status(pid)
+    wanted = int(status["SigCgt"], 16) | int(status["SigIgn"], 16) | 1 << signal.SIGCHLD - 1
     spaces = {}
     for number in range(1, LAST + 1):
-        if number not in _FIXED:
+        if number not in _FIXED and wanted >> number - 1 & 1:
             spaces[number] = Space(bytes(architecture.sigaction_size))
             batch.call("rt_sigaction", number, 0, spaces[number], MASK_SIZE)
     agent.run(batch)
