@@ -19,6 +19,7 @@ from snapkernel import arch, procfs
 from snapkernel.arch import Architecture
 from snapkernel.errors import CannotCheckpoint, Finding, TargetError, UnsupportedHost
 from snapkernel.freeze.agent import Agent, call_site, find_hole
+from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.layout import SIZE
 from snapkernel.freeze.target import Memory, Target, why_not
 from snapkernel.freeze.way_back import Code, find_code, is_there, writable
@@ -384,14 +385,17 @@ def _capture_one(part: Frozen) -> Process:
     """All that is of one process alone."""
     architecture = arch.native()
     target, agent, areas, capture = part.target, part.agent, part.areas, part.capture
+    pid = target.pid
     signals.refuse_pending_trap(capture)
     pending = signals.capture_pending(capture)
-    found_threads = tuple(threads.capture(target, agent, architecture))
-    settings = process.capture_settings(agent)
+    batch = Batch("ask the process")
+    leader = threads.Question(batch, architecture)
+    asked = process.Question(batch, agent)
+    actions = signals.Actions(batch, capture, architecture)
+    interval_timers, posix_timers = timers.IntervalTimers(batch), timers.PosixTimers(batch, pid)
+    agent.run(batch)
+    main_thread, settings = leader.answer(capture, target.leader), asked.answer()
     part.ipc_used = settings.ipc_used
-    actions = signals.capture_actions(target.pid, agent, architecture)
-    interval_timers = timers.capture_interval_timers(agent)
-    posix_timers = timers.capture_timers(capture, agent)
     identity = process.capture_identity(capture)
     heap = max((area.end for area in areas if area.name == "[heap]"), default=0)
     layout = process.capture_layout(target.pid, heap)
@@ -412,20 +416,20 @@ def _capture_one(part: Frozen) -> Process:
             auxv=procfs.read(f"/proc/{target.pid}/auxv"),
             vdso=vdso.capture(target.memory, areas),
         ),
-        threads=found_threads,
+        threads=(main_thread, *threads.capture_others(capture, architecture)),
         descriptors=(),
         credentials=credentials.capture(capture),
-        actions=actions,
+        actions=actions.answer(),
         pending=pending,
-        interval_timers=interval_timers,
-        timers=posix_timers,
+        interval_timers=interval_timers.answer(),
+        timers=posix_timers.answer(),
         limits=procfs.limits(target.pid),
         dumpable=settings.dumpable,
         child_subreaper=settings.child_subreaper,
         thp_disabled=settings.thp_disabled,
         thp_except_advised=settings.thp_except_advised,
         attributes=settings.attributes,
-        timer_slack_ns=found_threads[0].scheduling.timer_slack_ns or 0,
+        timer_slack_ns=main_thread.scheduling.timer_slack_ns or 0,
         locks_future_memory=settings.locks_future_memory,
         oom_score_adj=identity.oom_score_adj,
         stopped=target.stopped,

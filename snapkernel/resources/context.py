@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -125,6 +125,11 @@ class Capture:
             message_queues=tuple(self.message_queues),
             posix_queues=tuple(self.posix_queues),
         )
+
+    @property
+    def status(self) -> Mapping[str, str]:
+        """``/proc/PID/status``; that of a process that stands still is read once."""
+        return procfs.status(self.pid) if self.target is None else self.target.status
 
     def refuse(self, object: str, reason: str, remedy: str = "") -> None:
         """This object cannot be saved."""
