@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -155,7 +155,7 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
     capture = Capture(pid, choice=choice)
     looks: dict[int, Look] = {}
     members: list[family.Member] = []
-    for one in [pid, *procfs.descendants(pid)]:
+    for one in _everyone(capture):
         try:
             if one != pid and procfs.stat(one)[0] == "Z":
                 members.append(process.capture_zombie(one))
@@ -168,7 +168,7 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
                 raise
             looks.pop(one, None)
     family.check(capture, members)
-    family.tell_orphans(capture, capture.members)
+    family.tell_left_out(capture, capture.members)
     system_v.explain(capture)
     try:
         with open_table(*looks) as table:
@@ -185,6 +185,15 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
             raise why_not(pid, error.errno or 0) from None
         raise
     return Survey(capture, looks)
+
+
+def _everyone(capture: Capture) -> Iterator[int]:
+    """A process, its descendants, its orphans and theirs."""
+    tree = [capture.pid, *procfs.descendants(capture.pid)]
+    yield from tree
+    capture.orphans = frozenset(family.orphans(tree))
+    for orphan in sorted(capture.orphans):
+        yield from (orphan, *procfs.descendants(orphan))
 
 
 def _search(capture: Capture, pids: list[int], found: list[Found]) -> None:
@@ -334,8 +343,9 @@ def capture(
     early: dict[tuple[str, int], Early] | None = None,
     each: Callable[[Frozen], None] = lambda frozen: None,
     choice: Choice = NOTHING,
+    orphans: frozenset[int] = frozenset(),
 ) -> tuple[Capture, Clocks, list[Found]]:
-    """Look at stopped processes; the first is an ancestor of all others.
+    """Look at stopped processes; the first is an ancestor of all others, but for ``orphans``.
 
     ``each`` is told when a process has been looked at by itself, without what it shares. The shared
     objects they have are read at once, by ``save``, with what was stored of them early. The records
@@ -347,7 +357,7 @@ def capture(
     """
     first = parts[0]
     root = Capture(first.target.pid, first.target, first.agent, save, files, choice)
-    root.early = early or {}
+    root.early, root.orphans = early or {}, orphans
     at = clocks(root.pid)
     for part in parts:
         part.capture = root

@@ -65,6 +65,7 @@ class Capture:
         alive: pid of a copy of the process, which itself may have ended; 0 for none.
         findings: every object that is not simply saved.
         members: the captures of all processes, by pid.
+        orphans: pids of those that belong to the tree and have lost their parents.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Capture:
         self.queue_index: dict[str, int] = {}
         self.files: list[FileIdentity] = []
         self.members: dict[int, Capture] = {pid: self}
+        self.orphans: frozenset[int] = frozenset()
         self._file_index: dict[str, int] = {}
 
     def sibling(

@@ -72,7 +72,7 @@ def capture_identity(capture: Capture) -> Identity:
     raw = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
     return Identity(
         pid=procfs.innermost(status["NSpid"]),
-        ppid=_inner_parent(int(status["PPid"]), len(status["NSpid"].split())),
+        ppid=1 if pid in capture.orphans else _parent(status),
         pgid=procfs.innermost(status["NSpgid"]),
         sid=procfs.innermost(status["NSsid"]),
         exit_signal=max(int(procfs.stat(pid)[38 - 3]), 0),
@@ -91,7 +91,7 @@ def capture_zombie(pid: int) -> Zombie:
     status, stat = procfs.status(pid), procfs.stat(pid)
     return Zombie(
         pid=procfs.innermost(status["NSpid"]),
-        ppid=_inner_parent(int(status["PPid"]), len(status["NSpid"].split())),
+        ppid=_parent(status),
         pgid=procfs.innermost(status["NSpgid"]),
         sid=procfs.innermost(status["NSsid"]),
         status=int(stat[52 - 3]),
@@ -100,12 +100,13 @@ def capture_zombie(pid: int) -> Zombie:
     )
 
 
-def _inner_parent(ppid: int, depth: int) -> int:
+def _parent(status: Mapping[str, str]) -> int:
     """The parent's pid in the same pid namespace; 0 when it is not in it."""
+    ppid = int(status["PPid"])
     if not ppid:
         return 0
     ids = procfs.status(ppid)["NSpid"].split()
-    return int(ids[-1]) if len(ids) == depth else 0
+    return int(ids[-1]) if len(ids) == len(status["NSpid"].split()) else 0
 
 
 # pid, user and time namespaces are made anew on restore.
