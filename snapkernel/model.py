@@ -1198,7 +1198,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         if len(set(tids)) != len(tids):
             raise ValueError("two threads have the same id")
         for position, process in enumerate(self.processes[1:], 1):
-            if process.ppid not in pids[:position]:
+            orphan = process.ppid == 1 and process.sid in pids[:position]
+            if process.ppid not in pids[:position] and not orphan:
                 raise ValueError(f"process {process.pid}: its parent is not before it")
         for zombie in self.zombies:
             if zombie.ppid not in pids or zombie.pid in tids:

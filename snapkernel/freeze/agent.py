@@ -121,7 +121,7 @@ class Agent:
         self._site = site
         leader = self.target.leader
         if self.live and self._code is not None:
-            quiet = quiet_signal(procfs.status(self.target.pid), self.target.masks[leader])
+            quiet = quiet_signal(self.target.status, self.target.masks[leader])
             if quiet is not None:
                 self.signal = quiet
                 self._ways[leader] = self._lay_way(leader)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,6 +19,7 @@ from snapkernel import arch, procfs
 from snapkernel.arch import Architecture
 from snapkernel.errors import CannotCheckpoint, Finding, TargetError, UnsupportedHost
 from snapkernel.freeze.agent import Agent, call_site, find_hole
+from snapkernel.freeze.batch import Batch
 from snapkernel.freeze.layout import SIZE
 from snapkernel.freeze.target import Memory, Target, why_not
 from snapkernel.freeze.way_back import Code, find_code, is_there, writable
@@ -154,7 +155,7 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
     capture = Capture(pid, choice=choice)
     looks: dict[int, Look] = {}
     members: list[family.Member] = []
-    for one in [pid, *procfs.descendants(pid)]:
+    for one in _everyone(capture):
         try:
             if one != pid and procfs.stat(one)[0] == "Z":
                 members.append(process.capture_zombie(one))
@@ -167,7 +168,7 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
                 raise
             looks.pop(one, None)
     family.check(capture, members)
-    family.tell_orphans(capture, capture.members)
+    family.tell_left_out(capture, capture.members)
     system_v.explain(capture)
     try:
         with open_table(*looks) as table:
@@ -184,6 +185,15 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
             raise why_not(pid, error.errno or 0) from None
         raise
     return Survey(capture, looks)
+
+
+def _everyone(capture: Capture) -> Iterator[int]:
+    """A process, its descendants, its orphans and theirs."""
+    tree = [capture.pid, *procfs.descendants(capture.pid)]
+    yield from tree
+    capture.orphans = frozenset(family.orphans(tree))
+    for orphan in sorted(capture.orphans):
+        yield from (orphan, *procfs.descendants(orphan))
 
 
 def _search(capture: Capture, pids: list[int], found: list[Found]) -> None:
@@ -333,8 +343,9 @@ def capture(
     early: dict[tuple[str, int], Early] | None = None,
     each: Callable[[Frozen], None] = lambda frozen: None,
     choice: Choice = NOTHING,
+    orphans: frozenset[int] = frozenset(),
 ) -> tuple[Capture, Clocks, list[Found]]:
-    """Look at stopped processes; the first is an ancestor of all others.
+    """Look at stopped processes; the first is an ancestor of all others, but for ``orphans``.
 
     ``each`` is told when a process has been looked at by itself, without what it shares. The shared
     objects they have are read at once, by ``save``, with what was stored of them early. The records
@@ -346,7 +357,7 @@ def capture(
     """
     first = parts[0]
     root = Capture(first.target.pid, first.target, first.agent, save, files, choice)
-    root.early = early or {}
+    root.early, root.orphans = early or {}, orphans
     at = clocks(root.pid)
     for part in parts:
         part.capture = root
@@ -384,14 +395,17 @@ def _capture_one(part: Frozen) -> Process:
     """All that is of one process alone."""
     architecture = arch.native()
     target, agent, areas, capture = part.target, part.agent, part.areas, part.capture
+    pid = target.pid
     signals.refuse_pending_trap(capture)
     pending = signals.capture_pending(capture)
-    found_threads = tuple(threads.capture(target, agent, architecture))
-    settings = process.capture_settings(agent)
+    batch = Batch("ask the process")
+    leader = threads.Question(batch, architecture)
+    asked = process.Question(batch, agent)
+    actions = signals.Actions(batch, capture, architecture)
+    interval_timers, posix_timers = timers.IntervalTimers(batch), timers.PosixTimers(batch, pid)
+    agent.run(batch)
+    main_thread, settings = leader.answer(capture, target.leader), asked.answer()
     part.ipc_used = settings.ipc_used
-    actions = signals.capture_actions(target.pid, agent, architecture)
-    interval_timers = timers.capture_interval_timers(agent)
-    posix_timers = timers.capture_timers(capture, agent)
     identity = process.capture_identity(capture)
     heap = max((area.end for area in areas if area.name == "[heap]"), default=0)
     layout = process.capture_layout(target.pid, heap)
@@ -412,20 +426,20 @@ def _capture_one(part: Frozen) -> Process:
             auxv=procfs.read(f"/proc/{target.pid}/auxv"),
             vdso=vdso.capture(target.memory, areas),
         ),
-        threads=found_threads,
+        threads=(main_thread, *threads.capture_others(capture, architecture)),
         descriptors=(),
         credentials=credentials.capture(capture),
-        actions=actions,
+        actions=actions.answer(),
         pending=pending,
-        interval_timers=interval_timers,
-        timers=posix_timers,
+        interval_timers=interval_timers.answer(),
+        timers=posix_timers.answer(),
         limits=procfs.limits(target.pid),
         dumpable=settings.dumpable,
         child_subreaper=settings.child_subreaper,
         thp_disabled=settings.thp_disabled,
         thp_except_advised=settings.thp_except_advised,
         attributes=settings.attributes,
-        timer_slack_ns=found_threads[0].scheduling.timer_slack_ns or 0,
+        timer_slack_ns=main_thread.scheduling.timer_slack_ns or 0,
         locks_future_memory=settings.locks_future_memory,
         oom_score_adj=identity.oom_score_adj,
         stopped=target.stopped,

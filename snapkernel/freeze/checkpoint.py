@@ -366,7 +366,9 @@ class _Shot:
     def freeze(self) -> list[live.Copy]:
         """Stop the processes and look at them; let them go again when there are copies of all."""
         with _no_garbage_collection():
-            self.tree = self._frozen.enter_context(freeze_tree(self.pid))
+            self.tree = self._frozen.enter_context(
+                freeze_tree(self.pid, self.survey.capture.orphans)
+            )
             self.mark("frozen")
             copies = self._look()
             if copies:
@@ -393,6 +395,7 @@ class _Shot:
                 self.early,
                 self._begin_fork,
                 self.choice,
+                self.survey.capture.orphans,
             )
             if self.choice.written or self.choice.patterns:
                 self._see_files()

@@ -15,8 +15,9 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 
 from snapkernel import arch, faults, procfs, seccomp, yama
 from snapkernel._native import ffi, lib
@@ -111,6 +112,11 @@ class Target:
         self.masks = {tid: tracing.get_signal_mask(tid) for tid in tids}
         self.memory = Memory(pid)
         self.stop_again = False
+
+    @cached_property
+    def status(self) -> Mapping[str, str]:
+        """``/proc/PID/status`` as it was when it was first asked for."""
+        return procfs.status(self.pid)
 
     @property
     def leader(self) -> int:

@@ -8,7 +8,7 @@ that its parent has not waited for, is a zombie: there is nothing to stop.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -34,8 +34,9 @@ class Tree:
 
 
 @contextmanager
-def freeze_tree(pid: int) -> Iterator[Tree]:
-    """Stop a process and all its descendants for the time of the block.
+def freeze_tree(pid: int, orphans: Collection[int] = ()) -> Iterator[Tree]:
+    """Stop a process and all its descendants for the time of the block, and so the ``orphans`` that
+    were found to belong to it.
 
     Raises:
         TargetError: one does not exist, is traced by another process, or may not be traced.
@@ -43,7 +44,11 @@ def freeze_tree(pid: int) -> Iterator[Tree]:
     tree = Tree()
     with ExitStack() as stack:
         tree.targets.append(stack.enter_context(freeze(pid)))
-        seen = {pid}
+        for orphan in sorted(orphans):
+            with suppress(FileNotFoundError):
+                _add(stack, tree, orphan)
+        tree.zombies.clear()  # theirs are not ours to keep
+        seen = {pid, *orphans}
         while new := [child for t in tree.targets for child in procfs.children(t.pid)]:
             new = [child for child in new if child not in seen]
             if not new:
@@ -51,7 +56,7 @@ def freeze_tree(pid: int) -> Iterator[Tree]:
             seen.update(new)
             for child in new:
                 _add(stack, tree, child)
-        tree.targets = list(in_order(tree.targets))
+        tree.targets = list(in_order(tree.targets, orphans))
         yield tree
 
 
@@ -85,9 +90,10 @@ def _is_zombie(pid: int) -> bool:
     return procfs.stat(pid)[0] == "Z" and len(procfs.tids(pid)) == 1
 
 
-def in_order(targets: list[Target]) -> Iterator[Target]:
-    """Each process directly followed by its descendants."""
+def in_order(targets: list[Target], orphans: Collection[int] = ()) -> Iterator[Target]:
+    """Each process directly followed by its descendants; orphans after all others."""
     children: dict[int, list[Target]] = {}
+    roots = [targets[0], *(target for target in targets[1:] if target.pid in orphans)]
     for target in targets[1:]:
         children.setdefault(int(procfs.stat(target.pid)[1]), []).append(target)
 
@@ -96,4 +102,4 @@ def in_order(targets: list[Target]) -> Iterator[Target]:
         for child in children.get(target.pid, ()):
             yield from walk(child)
 
-    return walk(targets[0])
+    return (target for root in roots for target in walk(root))

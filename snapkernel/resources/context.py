@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -65,6 +65,7 @@ class Capture:
         alive: pid of a copy of the process, which itself may have ended; 0 for none.
         findings: every object that is not simply saved.
         members: the captures of all processes, by pid.
+        orphans: pids of those that belong to the tree and have lost their parents.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Capture:
         self.queue_index: dict[str, int] = {}
         self.files: list[FileIdentity] = []
         self.members: dict[int, Capture] = {pid: self}
+        self.orphans: frozenset[int] = frozenset()
         self._file_index: dict[str, int] = {}
 
     def sibling(
@@ -125,6 +127,11 @@ class Capture:
             message_queues=tuple(self.message_queues),
             posix_queues=tuple(self.posix_queues),
         )
+
+    @property
+    def status(self) -> Mapping[str, str]:
+        """``/proc/PID/status``; that of a process that stands still is read once."""
+        return procfs.status(self.pid) if self.target is None else self.target.status
 
     def refuse(self, object: str, reason: str, remedy: str = "") -> None:
         """This object cannot be saved."""

@@ -25,7 +25,7 @@ _KEEP = (1 << 32) - 1  # setresuid(2): leave as it is
 
 def capture(capture: Capture) -> Credentials:
     """Credentials of the leader; threads of a Python program do not differ."""
-    status = procfs.status(capture.pid)
+    status = capture.status
     uids = inside(capture.pid, "uid_map", status["Uid"])
     gids = inside(capture.pid, "gid_map", status["Gid"])
     groups = inside(capture.pid, "gid_map", status["Groups"])

@@ -9,10 +9,15 @@ A session or group outlives its leader, and nobody can make one with another's n
 placeholder is forked with the leader's pid, leads, and ends when all others have joined. Who is in
 a session that its parent never was in (its own parent has ended, and the new one is a subreaper) is
 born by that session's leader, as its parent's child (CLONE_PARENT).
+
+An orphan is given to pid 1 of its namespace, or to a subreaper (prctl(2)). One whose session is led
+by a process of the tree belongs to the tree. A placeholder in that session has it as a child, and
+ends: so it becomes an orphan again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -26,6 +31,8 @@ from snapkernel.resources import terminal
 from snapkernel.resources.context import Build, Capture
 from snapkernel.resources.process import Identity
 
+ORPHAN = 1
+"""The parent of who has lost his own."""
 _MOST_SIGACTION = 64  # bytes, at least those of struct kernel_sigaction anywhere
 
 Made = Process | Zombie
@@ -54,6 +61,8 @@ def check(capture: Capture, members: Sequence[Member]) -> None:
     for member in others:
         subject = f"process {member.pid}"
         parent = by_pid.get(member.ppid)
+        if member.ppid == ORPHAN and _leads(by_pid.get(member.sid)):
+            continue
         if parent is None:
             capture.refuse(subject, "its parent is not in the snapshot", "end it")
             continue
@@ -63,6 +72,11 @@ def check(capture: Capture, members: Sequence[Member]) -> None:
             capture.refuse(subject, "is in a process group of others", "end it")
 
 
+def _leads(member: Member | None) -> bool:
+    """It is the leader of its session."""
+    return member is not None and member.sid == member.pid
+
+
 def _can_be_born(
     by_pid: Mapping[int, Member], first: Member, member: Member, parent: Member
 ) -> bool:
@@ -70,7 +84,7 @@ def _can_be_born(
     if member.sid in (member.pid, parent.sid):
         return True
     ancestor = parent
-    while ancestor is not first:
+    while ancestor is not first and ancestor.ppid != ORPHAN:
         ancestor = by_pid[ancestor.ppid]
         if member.sid == ancestor.sid:
             return True
@@ -84,22 +98,62 @@ def _can_be_born(
     return len({(other.ppid, other.exit_signal) for other in strangers}) == 1
 
 
-def tell_orphans(capture: Capture, pids: Collection[int]) -> None:
-    """Report processes of these ones' sessions and groups that are no descendants any more: their
-    parents have ended, and they were given to an init or a subreaper (prctl(2)).
+def orphans(pids: Sequence[int]) -> list[int]:
+    """Who is in a session that is led by one of these, and no descendant of them any more.
+
+    Their own descendants are not among them. All ids are as this host sees them.
+    """
+    others = {pid: stat for pid, stat in _others(pids) if int(stat[3]) in pids}
+    namespaces = _namespaces(pids[0])
+    ours = _ancestors(os.getpid())
+    return sorted(
+        pid
+        for pid, stat in others.items()
+        if int(stat[1]) not in others and pid not in ours and _namespaces(pid) == namespaces
+    )
+
+
+def _others(pids: Collection[int]) -> Iterator[tuple[int, list[str]]]:
+    """All other living processes, with ``/proc/PID/stat`` from field 3 on."""
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if pid not in pids:
+            try:
+                stat = procfs.stat(pid)
+            except OSError:
+                continue  # it has ended meanwhile
+            if stat[0] != "Z":
+                yield pid, stat
+
+
+def _namespaces(pid: int) -> tuple[str, ...]:
+    """The pid namespaces of a process and of its children; nothing when they cannot be seen."""
+    try:
+        return tuple(os.readlink(f"/proc/{pid}/ns/{name}") for name in ("pid", "pid_for_children"))
+    except OSError:
+        return ()
+
+
+def _ancestors(pid: int) -> set[int]:
+    """A process, its parent, and so on."""
+    found = set()
+    while pid:
+        found.add(pid)
+        pid = int(procfs.stat(pid)[1])
+    return found
+
+
+def tell_left_out(capture: Capture, pids: Collection[int]) -> None:
+    """Report other processes of these ones' sessions and groups: they are no descendants, since
+    their parents have ended.
 
     ``pids`` are those of the tree, on this host.
     """
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        if pid in pids:
-            continue
-        try:
-            stat, name = procfs.stat(pid), procfs.text(f"/proc/{pid}/comm").strip()
-        except OSError:
-            continue  # it has ended meanwhile
-        if stat[0] != "Z" and {int(stat[2]), int(stat[3])} & set(pids):
-            reason = "is no descendant any more, since its parent has ended, and is not saved"
-            capture.report(f"process {pid} ({name})", "left out", reason)
+    for pid, stat in _others(pids):
+        if {int(stat[2]), int(stat[3])} & set(pids):
+            with contextlib.suppress(OSError):
+                name = procfs.text(f"/proc/{pid}/comm").strip()
+                reason = "is no descendant any more, since its parent has ended, and is not saved"
+                capture.report(f"process {pid} ({name})", "left out", reason)
 
 
 def strangers(manifest: Manifest) -> set[int]:
@@ -109,9 +163,11 @@ def strangers(manifest: Manifest) -> set[int]:
     found = set()
     members: list[Made] = [*manifest.processes[1:], *manifest.zombies]
     for member in members:
+        if member.ppid == ORPHAN:
+            continue
         parent = by_pid[member.ppid]
         lines = {member.pid, first.sid, parent.sid}
-        while parent is not first:
+        while parent is not first and parent.ppid != ORPHAN:
             parent = by_pid[parent.ppid]
             lines.add(parent.sid)
         if member.sid not in lines:
@@ -199,10 +255,29 @@ class _Family:
                 yield self._placeholder(parent.pid, stranger.sid, stranger.exit_signal)
                 yield self._lead(stranger.sid)
             yield from self._birth(stranger.sid, stranger, stranger.sid)
+        if parent.sid == parent.pid:
+            yield from self._orphans(parent.pid)
+
+    def _orphans(self, leader: int) -> Iterator[tuple[int, Fork | Batch]]:
+        """Those in a session, children of a placeholder that will end."""
+        found = [m for m in self.members[1:] if m.ppid == ORPHAN and m.sid == leader]
+        if found:
+            pid = self._free_pid()
+            yield self._placeholder(leader, pid, 0)
+            for orphan in found:
+                yield from self._birth(pid, orphan, leader)
+
+    def _free_pid(self) -> int:
+        """One that nobody has, or had."""
+        used = {member.pid for member in (*self.members, *self.placeholders)}
+        used |= {thread.tid for build in self.builds for thread in build.process.threads}
+        for member in self.members:
+            used |= {member.ppid, member.pgid, member.sid}
+        return next(pid for pid in range(max(used) - 1, 300, -1) if pid not in used)
 
     def _birth(self, maker: int, child: Made, session: int) -> Iterator[tuple[int, Fork | Batch]]:
-        """By its parent, or by a child of its parent."""
-        yield self._fork(maker, child, brother=maker != child.ppid)
+        """By its parent, or by a child of its parent; of an orphan by a placeholder."""
+        yield self._fork(maker, child, brother=maker != child.ppid != ORPHAN)
         yield from self._descendants(child, session)
 
     def _fork(self, maker: int, child: Made, *, brother: bool = False) -> tuple[int, Fork]:

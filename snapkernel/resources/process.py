@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from snapkernel import procfs, seccomp
@@ -49,7 +50,7 @@ class Identity:
 def capture_identity(capture: Capture) -> Identity:
     """Everything that /proc tells; what cannot be had again is refused."""
     pid = capture.pid
-    status = procfs.status(pid)
+    status = capture.status
     executable = os.readlink(f"/proc/{pid}/exe")
     if executable.endswith(" (deleted)"):
         capture.refuse(
@@ -71,7 +72,7 @@ def capture_identity(capture: Capture) -> Identity:
     raw = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
     return Identity(
         pid=procfs.innermost(status["NSpid"]),
-        ppid=_inner_parent(int(status["PPid"]), len(status["NSpid"].split())),
+        ppid=1 if pid in capture.orphans else _parent(status),
         pgid=procfs.innermost(status["NSpgid"]),
         sid=procfs.innermost(status["NSsid"]),
         exit_signal=max(int(procfs.stat(pid)[38 - 3]), 0),
@@ -90,7 +91,7 @@ def capture_zombie(pid: int) -> Zombie:
     status, stat = procfs.status(pid), procfs.stat(pid)
     return Zombie(
         pid=procfs.innermost(status["NSpid"]),
-        ppid=_inner_parent(int(status["PPid"]), len(status["NSpid"].split())),
+        ppid=_parent(status),
         pgid=procfs.innermost(status["NSpgid"]),
         sid=procfs.innermost(status["NSsid"]),
         status=int(stat[52 - 3]),
@@ -99,12 +100,13 @@ def capture_zombie(pid: int) -> Zombie:
     )
 
 
-def _inner_parent(ppid: int, depth: int) -> int:
+def _parent(status: Mapping[str, str]) -> int:
     """The parent's pid in the same pid namespace; 0 when it is not in it."""
+    ppid = int(status["PPid"])
     if not ppid:
         return 0
     ids = procfs.status(ppid)["NSpid"].split()
-    return int(ids[-1]) if len(ids) == depth else 0
+    return int(ids[-1]) if len(ids) == len(status["NSpid"].split()) else 0
 
 
 # pid, user and time namespaces are made anew on restore.
@@ -140,7 +142,7 @@ def _mounts(pid: int) -> set[tuple[str, str]]:
     }
 
 
-def _refuse_strange(capture: Capture, status: dict[str, str]) -> None:
+def _refuse_strange(capture: Capture, status: Mapping[str, str]) -> None:
     if capture.target is None:
         _refuse_namespaces(capture)
     if procfs.innermost(status["NSpid"]) == 1:
@@ -179,26 +181,30 @@ class Settings:
     locks_future_memory: FutureLocks
 
 
-def capture_settings(agent: Agent) -> Settings:
-    """Ask."""
-    batch = Batch("ask for process settings")
-    dumpable = batch.call("prctl", PR_GET_DUMPABLE)
-    subreaper = Space(bytes(4))
-    batch.call("prctl", PR_GET_CHILD_SUBREAPER, subreaper)
-    huge = batch.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, check=False)
-    further, ipc = attributes.Question(batch), system_v.Question(batch)
-    locks = memory_locks.Question(batch, agent)
-    agent.run(batch)
-    state = max(huge.result or 0, 0)
-    return Settings(
-        dumpable=dumpable.result or 0,
-        child_subreaper=any(subreaper.data),
-        thp_disabled=state > 0,
-        thp_except_advised=bool(state & _THP_EXCEPT_ADVISED),
-        attributes=further.answer(),
-        ipc_used=ipc.answer(),
-        locks_future_memory=locks.answer(),
-    )
+class Question:
+    """Asks for the settings."""
+
+    def __init__(self, batch: Batch, agent: Agent) -> None:
+        """Add the calls to a batch."""
+        self._dumpable = batch.call("prctl", PR_GET_DUMPABLE)
+        self._subreaper = Space(bytes(4))
+        batch.call("prctl", PR_GET_CHILD_SUBREAPER, self._subreaper)
+        self._huge = batch.call("prctl", PR_GET_THP_DISABLE, 0, 0, 0, 0, check=False)
+        self._further, self._ipc = attributes.Question(batch), system_v.Question(batch)
+        self._locks = memory_locks.Question(batch, agent)
+
+    def answer(self) -> Settings:
+        """The settings, after the batch has run."""
+        state = max(self._huge.result or 0, 0)
+        return Settings(
+            dumpable=self._dumpable.result or 0,
+            child_subreaper=any(self._subreaper.data),
+            thp_disabled=state > 0,
+            thp_except_advised=bool(state & _THP_EXCEPT_ADVISED),
+            attributes=self._further.answer(),
+            ipc_used=self._ipc.answer(),
+            locks_future_memory=self._locks.answer(),
+        )
 
 
 def capture_layout(pid: int, heap_end: int) -> MemoryLayout:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
-from snapkernel import procfs
 from snapkernel.arch import Architecture
 from snapkernel.freeze import tracing
-from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import Batch, Space
 from snapkernel.model import PendingSignal
 from snapkernel.resources.context import Build, Capture
@@ -23,19 +21,23 @@ LAST = 64
 _FIXED = (signal.SIGKILL, signal.SIGSTOP)
 
 
-def capture_actions(pid: int, agent: Agent, architecture: Architecture) -> dict[int, bytes]:
-    """The action of every signal that has one; the flags of one that has none matter for SIGCHLD
-    only (SA_NOCLDWAIT, SA_NOCLDSTOP)."""
-    batch = Batch("ask for signal actions")
-    status = procfs.status(pid)
-    wanted = int(status["SigCgt"], 16) | int(status["SigIgn"], 16) | 1 << signal.SIGCHLD - 1
-    spaces = {}
-    for number in range(1, LAST + 1):
-        if number not in _FIXED and wanted >> number - 1 & 1:
-            spaces[number] = Space(bytes(architecture.sigaction_size))
-            batch.call("rt_sigaction", number, 0, spaces[number], MASK_SIZE)
-    agent.run(batch)
-    return {number: space.data for number, space in spaces.items() if any(space.data)}
+class Actions:
+    """The question for the action of every signal that has one; the flags of one that has none
+    matter for SIGCHLD only (SA_NOCLDWAIT, SA_NOCLDSTOP)."""
+
+    def __init__(self, batch: Batch, capture: Capture, architecture: Architecture) -> None:
+        """Add the calls to a batch."""
+        status = capture.status
+        wanted = int(status["SigCgt"], 16) | int(status["SigIgn"], 16) | 1 << signal.SIGCHLD - 1
+        self._spaces = {}
+        for number in range(1, LAST + 1):
+            if number not in _FIXED and wanted >> number - 1 & 1:
+                space = self._spaces[number] = Space(bytes(architecture.sigaction_size))
+                batch.call("rt_sigaction", number, 0, space, MASK_SIZE)
+
+    def answer(self) -> dict[int, bytes]:
+        """``struct kernel_sigaction`` by signal, after the batch has run."""
+        return {number: space.data for number, space in self._spaces.items() if any(space.data)}
 
 
 def capture_pending(capture: Capture) -> tuple[PendingSignal, ...]:

@@ -11,7 +11,6 @@ goes on; running the agent in it makes the kernel forget the sequence, so its ab
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 from snapkernel import procfs
 from snapkernel.arch import Architecture
@@ -31,12 +30,11 @@ from snapkernel.constants import (
 )
 from snapkernel.errors import TargetError
 from snapkernel.freeze import tracing
-from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import Batch, Space, Words
 from snapkernel.freeze.target import Target
 from snapkernel.model import Thread
 from snapkernel.resources import scheduling, signals
-from snapkernel.resources.context import Build
+from snapkernel.resources.context import Build, Capture
 
 _RSEQ_CS = struct.Struct("=IIQQQ")  # version, flags, start, length, abort
 
@@ -59,42 +57,63 @@ def leave_sequences(target: Target, architecture: Architecture) -> None:
             tracing.set_registers(tid, moved)
 
 
-def capture(target: Target, agent: Agent, architecture: Architecture) -> Iterator[Thread]:
-    """Every thread, the leader first."""
-    size = architecture.word_size
-    nested = len(procfs.status(target.pid)["NSpid"].split()) > 1
-    for tid in target.tids:
-        ask = Batch(f"ask thread {tid}")
-        address, death = Space(bytes(8)), Space(bytes(4))
-        stack, name = Space(bytes(architecture.stack_size)), Space(bytes(16))
-        knows_address = ask.call("prctl", PR_GET_TID_ADDRESS, address, check=False)
-        ask.call("prctl", PR_GET_PDEATHSIG, death)
-        ask.call("sigaltstack", 0, stack)
-        ask.call("prctl", PR_GET_NAME, name)
-        schedule = scheduling.Question(ask)
-        agent.run(ask, tid)
-        if knows_address.result != 0:
+class Question:
+    """Asks a thread for what only it can know."""
+
+    def __init__(self, batch: Batch, architecture: Architecture) -> None:
+        """Add the calls to a batch, which the thread must run."""
+        self._architecture = architecture
+        self._address, self._death = Space(bytes(8)), Space(bytes(4))
+        self._stack, self._name = Space(bytes(architecture.stack_size)), Space(bytes(16))
+        self._knows = batch.call("prctl", PR_GET_TID_ADDRESS, self._address, check=False)
+        batch.call("prctl", PR_GET_PDEATHSIG, self._death)
+        batch.call("sigaltstack", 0, self._stack)
+        batch.call("prctl", PR_GET_NAME, self._name)
+        self._schedule = scheduling.Question(batch)
+
+    def answer(self, capture: Capture, tid: int) -> Thread:
+        """The thread, after the batch has run; ``tid`` as this host sees it."""
+        target, agent, architecture = capture.target, capture.agent, self._architecture
+        assert target is not None
+        assert agent is not None
+        if self._knows.result != 0:
             raise TargetError(
                 f"thread {tid}",
                 "the kernel does not tell its clear_child_tid address",
                 "boot a kernel with CONFIG_CHECKPOINT_RESTORE",
             )
+        size, order = architecture.word_size, architecture.byte_order
         registers = target.registers[tid]
-        yield Thread(
+        nested = len(capture.status["NSpid"].split()) > 1
+        return Thread(
             tid=procfs.inner_tid(target.pid, tid) if nested else tid,
-            name=name.data.partition(b"\0")[0],
+            name=self._name.data.partition(b"\0")[0],
             registers=architecture.resumable(registers, target.memory.read),
             vector=architecture.get_vector(tid, agent.vector_regset(tid)),
             system_call=architecture.interrupted_call(registers),
             signal_mask=target.masks[tid],
             pending=tracing.pending_signals(tid, shared=False),
             robust_list=tracing.robust_list(tid),
-            clear_child_tid=int.from_bytes(address.data[:size], architecture.byte_order),  # type: ignore[arg-type]
+            clear_child_tid=int.from_bytes(self._address.data[:size], order),  # type: ignore[arg-type]
             rseq=tracing.rseq(tid),
-            alternate_stack=stack.data,
-            parent_death_signal=int.from_bytes(death.data, architecture.byte_order),  # type: ignore[arg-type]
-            scheduling=schedule.answer(tid),
+            alternate_stack=self._stack.data,
+            parent_death_signal=int.from_bytes(self._death.data, order),  # type: ignore[arg-type]
+            scheduling=self._schedule.answer(tid),
         )
+
+
+def capture_others(capture: Capture, architecture: Architecture) -> list[Thread]:
+    """Every thread but the leader."""
+    target, agent = capture.target, capture.agent
+    assert target is not None
+    assert agent is not None
+    found = []
+    for tid in target.tids[1:]:
+        batch = Batch(f"ask thread {tid}")
+        question = Question(batch, architecture)
+        agent.run(batch, tid)
+        found.append(question.answer(capture, tid))
+    return found
 
 
 # --- rebuild -----------------------------------------------------------------------------------

@@ -14,10 +14,9 @@ from snapkernel import procfs
 from snapkernel._native import lib
 from snapkernel.constants import PR_TIMER_CREATE_RESTORE_IDS
 from snapkernel.errors import CannotRestore
-from snapkernel.freeze.agent import Agent
 from snapkernel.freeze.batch import Batch, Space
 from snapkernel.model import PosixTimer
-from snapkernel.resources.context import Build, Capture
+from snapkernel.resources.context import Build
 
 SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
 _NOTIFY = {"signal": SIGEV_SIGNAL, "none": SIGEV_NONE, "thread": SIGEV_THREAD}
@@ -27,39 +26,50 @@ CLOCK_MONOTONIC = 1
 _NOBODY = struct.pack("=QiiI", 0, 0, SIGEV_NONE, 0) + bytes(44)
 
 
-def capture_interval_timers(agent: Agent) -> tuple[bytes, ...]:
-    """``struct itimerval`` of ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF."""
-    batch = Batch("ask for interval timers")
-    spaces = [Space(bytes(32)) for _ in range(3)]
-    for which, space in enumerate(spaces):
-        batch.call("getitimer", which, space)
-    agent.run(batch)
-    return tuple(space.data for space in spaces)
+class IntervalTimers:
+    """The question for ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF."""
+
+    def __init__(self, batch: Batch) -> None:
+        """Add the calls to a batch."""
+        self._spaces = [Space(bytes(32)) for _ in range(3)]
+        for which, space in enumerate(self._spaces):
+            batch.call("getitimer", which, space)
+
+    def answer(self) -> tuple[bytes, ...]:
+        """``struct itimerval`` of each, after the batch has run."""
+        return tuple(space.data for space in self._spaces)
 
 
-def capture_timers(capture: Capture, agent: Agent) -> tuple[PosixTimer, ...]:
-    """The timers of timer_create(2)."""
-    listed = _listed(capture.pid)
-    batch = Batch("ask for POSIX timers")
-    settings = [Space(bytes(32)) for _ in listed]
-    overruns = []
-    for entry, setting in zip(listed, settings, strict=True):
-        batch.call("timer_gettime", entry.id, setting)
-        overruns.append(batch.call("timer_getoverrun", entry.id, check=False))
-    agent.run(batch)
-    return tuple(
-        PosixTimer(
-            id=entry.id,
-            clock=entry.clock,
-            signal=entry.signal,
-            value=entry.value,
-            notify=entry.notify,
-            thread=procfs.inner_tid(capture.pid, entry.thread) if entry.thread else 0,
-            setting=setting.data,
-            overrun=max(overrun.result or 0, 0),
+class PosixTimers:
+    """The question for the timers of timer_create(2)."""
+
+    def __init__(self, batch: Batch, pid: int) -> None:
+        """Add the calls to a batch."""
+        self._pid = pid
+        self._listed = _listed(pid)
+        self._settings = [Space(bytes(32)) for _ in self._listed]
+        self._overruns = []
+        for entry, setting in zip(self._listed, self._settings, strict=True):
+            batch.call("timer_gettime", entry.id, setting)
+            self._overruns.append(batch.call("timer_getoverrun", entry.id, check=False))
+
+    def answer(self) -> tuple[PosixTimer, ...]:
+        """The timers, after the batch has run."""
+        return tuple(
+            PosixTimer(
+                id=entry.id,
+                clock=entry.clock,
+                signal=entry.signal,
+                value=entry.value,
+                notify=entry.notify,
+                thread=procfs.inner_tid(self._pid, entry.thread) if entry.thread else 0,
+                setting=setting.data,
+                overrun=max(overrun.result or 0, 0),
+            )
+            for entry, setting, overrun in zip(
+                self._listed, self._settings, self._overruns, strict=True
+            )
         )
-        for entry, setting, overrun in zip(listed, settings, overruns, strict=True)
-    )
 
 
 class Listed(NamedTuple):

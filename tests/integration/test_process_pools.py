@@ -136,16 +136,21 @@ def test_workers(name: str, stop: bool, tmp_path: Path, store: str) -> None:
             stack.close()
 
 
-def test_an_orphan_is_left_out(tmp_path: Path, store: str) -> None:
-    """What a shell has started and left is no descendant any more: it is said, and not saved."""
+def test_what_a_shell_has_left_in_the_background(tmp_path: Path, store: str) -> None:
+    """The shell has ended, and its job, which is nobody's child any more, is saved with the kernel
+    in whose session it is."""
     with Kernel.start(tmp_path / "original") as original:
         start = (
-            "import subprocess; print(subprocess.getoutput('sleep 99 >/dev/null 2>&1 & echo $!'))"
+            "import os, subprocess;"
+            "print(subprocess.getoutput('sleep 99 >/dev/null 2>&1 & echo $!'))"
         )
         pid = int(original.execute(start))
         try:
             snapshot = snapkernel.checkpoint(original.pid, store=store)
-            assert len(snapshot.manifest.processes) == 1
-            assert [note for note in snapshot.notes if f"process {pid} (sleep): left out" in note]
         finally:
-            original.execute(f"import os; os.kill({pid}, 9)")
+            original.execute(f"os.kill({pid}, 9)")
+        assert {pid} < {process.pid for process in snapshot.manifest.processes}
+        with Kernel.restore(snapshot, store, tmp_path / "copy") as copy:
+            ask = f"print(open('/proc/{pid}/comm').read(), os.getsid({pid}) == os.getpid())"
+            assert copy.execute(ask).split() == ["sleep", "True"]
+            copy.execute(f"os.kill({pid}, 9)")

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from areas import PAGE, READ, Area, call
@@ -263,6 +264,64 @@ def session_without_leader():
     for pid, group in groups.items():
         os.killpg(group, signal.SIGUSR1)
         expect("signal", os.waitpid(pid, 0), (pid, signal.SIGUSR1))
+
+
+def parent_of(pid: int) -> int:
+    """The parent of another process."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+@program
+def orphans():
+    """Processes whose parent has ended, in the session of the program: one with a child of its own,
+    one in a group that has lost its leader. Their parent is an init, and they live on."""
+    mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mine.settimeout(PATIENCE)
+    other.settimeout(PATIENCE)
+
+    def live(group: bool) -> None:
+        if group:
+            os.setpgid(0, 0)
+        parent = os.getpid()
+        if os.fork() == 0:
+            mine.close()
+            reader, writer = os.pipe()
+            below = 0 if group else os.fork()
+            if not group and below == 0:
+                os.close(writer)
+                os.read(reader, 1)
+                os._exit(0)
+            while os.getppid() == parent:
+                time.sleep(0.001)
+            other.send(struct.pack("=ii", os.getpid(), os.getpgrp()))
+            if not other.recv(100):
+                os._exit(0)
+            if not group:
+                os.kill(below, signal.SIGKILL)
+                expect("status of its child", os.waitpid(below, 0), (below, signal.SIGKILL))
+            ids = os.getpid(), os.getpgrp(), os.getppid(), os.getsid(0)
+            other.send(struct.pack("=iiii", *ids))
+        os._exit(0)
+
+    found = {}
+    for group in (False, True):
+        pid = os.fork()
+        if pid == 0:
+            live(group)
+        expect("status", os.waitpid(pid, 0), (pid, 0))
+        orphan, its_group = struct.unpack("=ii", mine.recv(100))
+        found[orphan] = its_group
+        expect("group", its_group, pid if group else os.getpgrp())
+    other.close()
+    before = {pid: parent_of(pid) for pid in found}
+    yield
+    for _ in range(2):
+        mine.send(b"go")
+        pid, group, parent, session = struct.unpack("=iiii", mine.recv(100))
+        expect("group of an orphan", group, found.pop(pid))
+        expect("session of an orphan", session, os.getsid(0))
+        assert parent in (1, before[pid]), f"its parent is {parent}"
 
 
 @program
