@@ -225,13 +225,27 @@ def _seize_all(pid: int) -> tuple[list[int], int]:
 
 
 def _let_go(tids: Sequence[int]) -> None:
-    """Detach threads; of those that have ended take the status, or they would stay zombies."""
+    """Detach threads. Those that have ended, or are about to, are waited for: they would stay
+    zombies as long as we live, and their process with them."""
+    not_stopped = []
     for tid in tids:
         faults.reached("a thread is let go", may_fail=False)
         try:
             tracing.request(tracing.DETACH, tid)
         except TargetError:
-            lib.sk_wait(tid, 1, ffi.new("int *"))
+            not_stopped.append(tid)
+    for tid in reversed(not_stopped):  # the main thread's end is told when all others have ended
+        _let_go_later(tid)
+
+
+def _let_go_later(tid: int) -> None:
+    """Wait for the end of a thread, or for its next stop if it runs, and detach it then."""
+    lib.sk_ptrace(tracing.INTERRUPT, tid, 0, 0)
+    status = ffi.new("int *")
+    while lib.sk_wait(tid, 0, status) >= 0 and os.WIFSTOPPED(status[0]):
+        event = status[0] >> 16
+        if lib.sk_ptrace(tracing.DETACH, tid, 0, 0 if event else os.WSTOPSIG(status[0])) >= 0:
+            return
 
 
 def _seize(tid: int, pid: int) -> bool:

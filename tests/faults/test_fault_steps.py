@@ -18,7 +18,14 @@ from pathlib import Path
 
 import pytest
 from support import leaks
-from support.conformance import COMPILE, Compiler, Conversation, program_names, start
+from support.conformance import (
+    COMPILE,
+    PATIENCE,
+    Compiler,
+    Conversation,
+    program_names,
+    start,
+)
 from support.kernel import Kernel
 from support.surgeon import DONE, FAILED, KILLED, Outcome, Surgeon, body, healed, points
 
@@ -290,3 +297,16 @@ def nothing_left(surgeon: Surgeon, store: str, folder: Path, action: str, step: 
         left = leaks.left_behind(before)
         assert not left, f"{said}: left behind: {'; '.join(left)}"
         assert list(file.parent.iterdir()) == [], said
+
+
+def test_a_process_that_ends_as_soon_as_it_runs(
+    witness: list[str], tmp_path: Path, store: str
+) -> None:
+    """Its main thread ends all others while these are still being let go."""
+    with start(witness, tmp_path) as talk:
+        snapshot = snapkernel.checkpoint(pid_of(talk), store=store)
+        assert talk.verdict() == "ok"
+    with open(os.devnull, "r+b") as nothing:
+        for _ in range(10):
+            process = snapkernel.restore(snapshot, store=store, stdio=(nothing.fileno(),) * 3)
+            assert process.wait(timeout=PATIENCE) == 1
