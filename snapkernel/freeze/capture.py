@@ -169,8 +169,8 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
             looks.pop(one, None)
     family.check(capture, members)
     family.tell_left_out(capture, capture.members)
-    system_v.explain(capture)
     try:
+        system_v.explain(capture)
         with open_table(*looks) as table:
             descriptors.capture(capture, table)
             for one in looks:

@@ -104,12 +104,13 @@ def orphans(pids: Sequence[int]) -> list[int]:
     Their own descendants are not among them. All ids are as this host sees them.
     """
     others = {pid: stat for pid, stat in _others(pids) if int(stat[3]) in pids}
+    family = {*others, *pids}  # a child of one of these may just have been born
     namespaces = _namespaces(pids[0])
     ours = _ancestors(os.getpid())
     return sorted(
         pid
         for pid, stat in others.items()
-        if int(stat[1]) not in others and pid not in ours and _namespaces(pid) == namespaces
+        if int(stat[1]) not in family and pid not in ours and _namespaces(pid) == namespaces
     )
 
 

@@ -178,7 +178,11 @@ def _capture_by_pid(capture: Capture, pids: set[int]) -> None:
     except OSError:
         return
     for entry in found:
-        status, name = entry.stat(follow_symlinks=False), f"{SHM}/{entry.name}"
+        name = f"{SHM}/{entry.name}"
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
         if status.st_uid == user and status.st_dev == own:
             _capture_one(capture, name, status)
             if stat.S_ISDIR(status.st_mode):
@@ -187,7 +191,9 @@ def _capture_by_pid(capture: Capture, pids: set[int]) -> None:
 
 
 def _numbers(name: str) -> list[int]:
-    return [int(digits) for digits in re.findall(r"[0-9]+", name) if len(digits) < 10]
+    """Those that stand by themselves: random names have digits among their letters."""
+    alone = re.findall(r"(?<![0-9A-Za-z])[0-9]{1,9}(?![0-9A-Za-z])", name)
+    return [int(digits) for digits in alone]
 
 
 def _everything(capture: Capture, folder: str, own: int) -> Iterator[tuple[str, os.stat_result]]:

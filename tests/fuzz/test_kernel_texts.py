@@ -104,7 +104,7 @@ def test_a_mount_point_with_strange_blanks() -> None:
     """str.split and str.splitlines take more for blanks and ends than the kernel escapes."""
     place = "/mnt/a\u2028b\x0bc\u3000d\x1ce\x85"
     with given_text(f"36 35 98:0 /r {place} rw shared:1 - tmpfs none rw\n".encode()):
-        assert procfs.mounts(1) == [procfs.Mount("62:00", "/r", place, "tmpfs")]
+        assert procfs.mounts(1) == [procfs.Mount("62:00", "/r", place, "tmpfs", "none")]
 
 
 TIMERS = b"""ID: 0
@@ -139,7 +139,7 @@ def test_timers_of_this_form_are_understood() -> None:
 )
 def test_id_maps(data: bytes, ids: str) -> None:
     with given_text(data), suppress(TargetError):
-        assert all(isinstance(found, int) for found in credentials._inside(1, "uid_map", ids))
+        assert all(isinstance(found, int) for found in credentials.inside(1, "uid_map", ids))
 
 
 # --- ELF files -----------------------------------------------------------------------------------
