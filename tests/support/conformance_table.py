@@ -204,7 +204,7 @@ def main() -> None:
         found = list(problems(TABLE.read_text()))
         sys.exit("\n".join([*found, "run `make conformance`"]) if found else 0)
     # The usual temporary folders may be root's alone.
-    folder = Path(tempfile.mkdtemp(prefix="snapkernel-conformance-", dir="/var/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="c-", dir="/var/tmp"))
     folder.chmod(0o755)
     try:
         TABLE.write_text(table(run(folder)))
