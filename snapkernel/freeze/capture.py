@@ -112,7 +112,7 @@ _LOOKS, _ENDS = 3, 20
 
 
 class _EndedError(Exception):
-    """A descendant has ended while it was looked at."""
+    """A descendant has ended while it was looked at, or something that it had open."""
 
 
 def survey(pid: int, choice: Choice = NOTHING) -> Survey:
@@ -135,7 +135,7 @@ def survey(pid: int, choice: Choice = NOTHING) -> Survey:
         except _EndedError:
             ends += 1
             if ends == _ENDS:
-                reason = "its children end faster than they can be looked at"
+                reason = "what it has ends faster than it can be looked at"
                 raise TargetError(f"process {pid}", reason, "try again") from None
             continue
         looks += 1
@@ -179,7 +179,8 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
             files = carried_file.capture(capture, table, areas)
         _search(capture, list(looks), files)
     except (TargetError, OSError) as error:
-        if any(one != pid and _is_ending(one) for one in looks):
+        vanished = isinstance(error, FileNotFoundError) and not _is_ending(pid)
+        if vanished or any(one != pid and _is_ending(one) for one in looks):
             raise _EndedError from None
         if isinstance(error, (PermissionError, FileNotFoundError, ProcessLookupError)):
             raise why_not(pid, error.errno or 0) from None
