@@ -112,7 +112,8 @@ _LOOKS, _ENDS = 3, 20
 
 
 class _EndedError(Exception):
-    """A descendant has ended while it was looked at, or something that it had open."""
+    """A descendant has ended while it was looked at, or something that it had open. Its cause is
+    what another descendant could not be looked at for, perhaps since its parent has ended."""
 
 
 def survey(pid: int, choice: Choice = NOTHING) -> Survey:
@@ -128,12 +129,15 @@ def survey(pid: int, choice: Choice = NOTHING) -> Survey:
         UnsupportedHost: its architecture is not supported here.
     """
     architecture_of(pid)
-    looks = ends = 0
+    looks = ends = failures = 0
     while True:
         try:
             found = _look_from_outside(pid, choice)
-        except _EndedError:
+        except _EndedError as ended:
             ends += 1
+            failures += ended.__cause__ is not None
+            if failures == _LOOKS and ended.__cause__ is not None:
+                raise ended.__cause__ from None
             if ends == _ENDS:
                 reason = "what it has ends faster than it can be looked at"
                 raise TargetError(f"process {pid}", reason, "try again") from None
@@ -163,9 +167,11 @@ def _look_from_outside(pid: int, choice: Choice) -> Survey:
             architecture_of(one)
             looks[one], identity = _look_at(capture if one == pid else capture.sibling(one))
             members.append(identity)
-        except (TargetError, OSError):
-            if one == pid or not _is_ending(one):
+        except (TargetError, OSError) as error:
+            if one == pid:
                 raise
+            if not _is_ending(one):  # its parent may be
+                raise _EndedError from error
             looks.pop(one, None)
     family.check(capture, members)
     family.tell_left_out(capture, capture.members)

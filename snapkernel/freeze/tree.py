@@ -45,8 +45,7 @@ def freeze_tree(pid: int, orphans: Collection[int] = ()) -> Iterator[Tree]:
     with ExitStack() as stack:
         tree.targets.append(stack.enter_context(freeze(pid)))
         for orphan in sorted(orphans):
-            with suppress(FileNotFoundError):
-                _add(stack, tree, orphan)
+            _add(stack, tree, orphan)
         tree.zombies.clear()  # theirs are not ours to keep
         seen = {pid, *orphans}
         while new := [child for t in tree.targets for child in procfs.children(t.pid)]:
@@ -65,10 +64,12 @@ def _add(stack: ExitStack, tree: Tree, child: int) -> None:
         if not _is_zombie(child):
             tree.targets.append(stack.enter_context(freeze(child)))
             return
-    except TargetError:
+    except (TargetError, FileNotFoundError, ProcessLookupError):
         if not _ends(child):
             raise
-    with suppress(TargetError):  # it is gone: its parent does not want to know of its end
+    with suppress(
+        TargetError, FileNotFoundError, ProcessLookupError
+    ):  # it is gone: its parent does not want to know of its end
         if _is_zombie(child):
             tree.zombies.append(child)
 
@@ -76,7 +77,7 @@ def _add(stack: ExitStack, tree: Tree, child: int) -> None:
 def _ends(child: int) -> bool:
     """It is ending, and has done so when this returns. Nobody tells who is not its parent."""
     deadline = time.monotonic() + _PATIENCE
-    with suppress(TargetError):
+    with suppress(TargetError, FileNotFoundError, ProcessLookupError):
         while "VmSize" not in procfs.status(child) and time.monotonic() < deadline:
             if _is_zombie(child):
                 return True
